@@ -1,0 +1,65 @@
+"""Owns reading a statement's plan: which indexes it used, how many rows and buffers it touched. It must not judge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, cast
+
+import psycopg
+
+from jobrunner import statements
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+SCAN_NODES = {"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan", "Bitmap Index Scan", "Tid Scan", "Tid Range Scan", "Sample Scan"}
+
+
+class Plan(NamedTuple):
+    """What EXPLAIN (ANALYZE, BUFFERS) said: the tree of nodes, and the shared buffers that the whole statement touched."""
+
+    root: dict[str, Any]
+    buffers: int
+
+    def nodes(self) -> Iterator[dict[str, Any]]:
+        """Every node, parents first."""
+        stack = [self.root]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.get("Plans", ()))
+
+    def scans(self, table: str) -> list[dict[str, Any]]:
+        """The nodes that read a table, its partitions included."""
+        return [node for node in self.nodes() if node["Node Type"] in SCAN_NODES and node.get("Relation Name", "").startswith(table)]
+
+    def sequential(self, table: str) -> bool:
+        """Whether a sequential scan of the table was executed (one in a branch that never ran read nothing)."""
+        return any(node["Node Type"] == "Seq Scan" and node["Actual Loops"] for node in self.scans(table))
+
+    def indexes(self) -> set[str]:
+        """The indexes the plan names, whether or not their branch was executed."""
+        return {node["Index Name"] for node in self.nodes() if "Index Name" in node}
+
+    def rows_read(self, table: str) -> int:
+        """Rows fetched from the table: those passed on and those dropped by a filter."""
+        dropped = ("Rows Removed by Filter", "Rows Removed by Index Recheck", "Rows Removed by Join Filter")
+        return sum(round((node["Actual Rows"] + sum(node.get(key, 0) for key in dropped)) * node["Actual Loops"]) for node in self.scans(table))
+
+    def outline(self) -> str:
+        """Node types with their relation and index, for the message of a failed assertion."""
+        return ", ".join(
+            " ".join(str(node[key]) for key in ("Node Type", "Relation Name", "Index Name", "Actual Rows", "Actual Loops") if key in node)
+            for node in self.nodes()
+        )
+
+
+def explain(connection: psycopg.Connection[Any], name: str, parameters: Mapping[str, Any]) -> Plan:
+    """Run a statement under EXPLAIN (ANALYZE, BUFFERS) and roll it back."""
+    found: Plan | None = None
+    with connection.transaction(force_rollback=True):
+        query = cast("LiteralString", "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statements.load(name))
+        row = connection.execute(query, parameters).fetchone()
+        assert row is not None
+        root = row[0][0]["Plan"]
+        found = Plan(root, root["Shared Hit Blocks"] + root["Shared Read Blocks"])
+    return found
