@@ -1,0 +1,261 @@
+"""Owns every exception of Jobrunner: one tree, whose classes write their own sentences.
+
+It must not import anything of ours, nor know about SQLAlchemy, psycopg or Flask: their errors pass through unchanged.
+"""
+
+from __future__ import annotations
+
+import difflib
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class JobrunnerError(Exception):
+    """Base of every error Jobrunner raises on purpose.
+
+    `hint` is one line that says what to do next; the CLI and the HTTP API print it below the message.
+    """
+
+    hint: str = ""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        if hint:
+            self.hint = hint
+
+
+class ConfigurationError(JobrunnerError):
+    """A setting is missing, malformed or contradicts another; the message names the setting and where it came from."""
+
+
+class AppImportError(ConfigurationError):
+    """The application given by `--app` (or found by default) could not be imported; `__cause__` has the original error."""
+
+
+class DatabaseUnreachable(JobrunnerError):
+    """PostgreSQL did not answer or refused the login; `origin` says where the DSN came from. Never holds a password."""
+
+    def __init__(self, target: str, reason: str, *, origin: str, hint: str = "") -> None:
+        super().__init__(f"cannot reach PostgreSQL at {target} ({reason})", hint=hint)
+        self.target = target
+        self.reason = reason
+        self.origin = origin
+
+
+class SchemaError(JobrunnerError):
+    """The schema `jobrunner` in the database does not fit this program."""
+
+
+class SchemaMissing(SchemaError):
+    """The database has no Jobrunner schema."""
+
+    hint = "run:   jobrunner db upgrade"
+
+    def __init__(self, target: str) -> None:
+        super().__init__(f'schema "jobrunner" does not exist in {target}')
+
+
+class SchemaOutdated(SchemaError):
+    """The schema is older than this program needs."""
+
+    hint = "run:   jobrunner db upgrade"
+
+    def __init__(self, current: str, needed: str, pending: int) -> None:
+        super().__init__(f'schema "jobrunner" is at version {current}, this program needs {needed} ({pending} migrations to run)')
+        self.current, self.needed, self.pending = current, needed, pending
+
+
+class SchemaTooNew(SchemaError):
+    """The schema was upgraded by a newer Jobrunner than this one."""
+
+    hint = "run:   pip install --upgrade jobrunner-pg     (on this host; never downgrade the schema under running workers)"
+
+    def __init__(self, current: str, known: str) -> None:
+        super().__init__(f'schema "jobrunner" is at version {current}, newer than this program knows ({known})')
+        self.current, self.known = current, known
+
+
+class EnqueueError(JobrunnerError):
+    """A job was refused before anything was written."""
+
+
+class UnknownTask(EnqueueError):
+    """No task of that name is registered; `matches` has the closest names."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        names = sorted(known)
+        self.matches = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+        guess = f" Did you mean {' or '.join(repr(match) for match in self.matches)}?" if self.matches else ""
+        super().__init__(
+            f"task {name!r} is not registered.{guess}",
+            hint=f"registered: {', '.join(names) or 'no task at all: is the module with your @jobs.task functions imported by the app?'}",
+        )
+
+
+class InvalidPayload(EnqueueError):
+    """An argument cannot be stored as JSON; `argument` is its path, such as `order.items[3]`, or `return value`."""
+
+    def __init__(self, argument: str, problem: str, *, instead: str = "") -> None:
+        subject = f"the {argument}" if argument.startswith("return value") else f"argument {argument!r}"
+        super().__init__(f"{subject} {problem}" if argument else f"the arguments {problem}", hint=instead)
+        self.argument, self.problem = argument, problem
+
+
+class DuplicateJob(EnqueueError):
+    """A job with the same unique key is queued or running; `job_id` is that job."""
+
+    def __init__(self, job_id: int, unique_key: str) -> None:
+        super().__init__(f"job {job_id} with unique key {unique_key!r} is already queued or running")
+        self.job_id, self.unique_key = job_id, unique_key
+
+
+class JobNotFound(JobrunnerError):
+    """No live or finished job has that id (it may have been pruned)."""
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(f"no job {job_id}", hint="finished jobs are kept until retention drops them; list with: jobrunner jobs list")
+        self.job_id = job_id
+
+
+class IllegalTransition(JobrunnerError):
+    """The job is in a state from which the asked transition does not exist."""
+
+    def __init__(self, job_id: int, state: str, transition: str, *, hint: str = "") -> None:
+        super().__init__(f"cannot {transition} job {job_id}: it is {state}", hint=hint)
+        self.job_id, self.state, self.transition = job_id, state, transition
+
+
+class LeaseLost(JobrunnerError):
+    """A write of a superseded attempt was refused; the job belongs to another attempt or is finished."""
+
+    def __init__(self, job_id: int, lease: int) -> None:
+        super().__init__(f"attempt with lease {lease} of job {job_id} has been superseded; its write was refused")
+        self.job_id, self.lease = job_id, lease
+
+
+class JobFailed(JobrunnerError):
+    """`job.result()` of a job that failed or was quarantined; `error_type` and `message` are those of the last attempt."""
+
+    def __init__(self, job_id: int, state: str, error_type: str | None, message: str | None, traceback: str | None = None) -> None:
+        super().__init__(f"job {job_id} {state}: {error_type or 'unknown error'}: {message or ''}".rstrip(": "))
+        self.job_id, self.state = job_id, state
+        self.error_type, self.message, self.traceback = error_type, message, traceback
+
+
+class JobCancelled(JobrunnerError):
+    """`job.result()` of a job that was cancelled."""
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(f"job {job_id} was cancelled")
+        self.job_id = job_id
+
+
+class NoCurrentJob(JobrunnerError, RuntimeError):
+    """`current_job()` was called outside of a running job."""
+
+    hint = "call the task with .enqueue() and let a worker run it; a plain call of the function is no job"
+
+    def __init__(self) -> None:
+        super().__init__("there is no current job: this code does not run in a Jobrunner worker")
+
+
+class TimeLimitExceeded(JobrunnerError):
+    """Recorded as the error type of an attempt that ran past its `time_limit` and was killed."""
+
+
+class WorkerProcessDied(JobrunnerError):
+    """Recorded as the error type of an attempt whose process died: killed by a signal, `os._exit`, out of memory."""
+
+
+class JobControl(BaseException):
+    """Base of what task code raises to steer its own job.
+
+    A BaseException on purpose: `except Exception` in task code must not swallow it. Caught only by the executor.
+    """
+
+
+class Retry(JobControl):
+    """End this attempt and try again, after `delay` or, when None, after the job's own backoff. Uses up an attempt.
+
+    Args:
+        message: kept in the attempts record.
+        delay: seconds or timedelta, not negative.
+    """
+
+    def __init__(self, message: str = "", *, delay: float | timedelta | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.delay = None if delay is None else _positive(delay, "Retry")
+
+
+class Snooze(JobControl):
+    """End this attempt and run the job again after `delay`; no attempt is used up."""
+
+    def __init__(self, delay: float | timedelta, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.delay = _positive(delay, "Snooze")
+
+
+class Cancel(JobControl):
+    """End the job as cancelled: not an error, never retried."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Fail(JobControl):
+    """End the job as failed now, whatever attempts are left."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+
+def _positive(delay: float | timedelta, what: str) -> timedelta:
+    value = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
+    if value < timedelta(0):
+        raise ValueError(f"{what}(delay={delay!r}): a delay cannot be negative")
+    return value
+
+
+class EmbeddedError(JobrunnerError):
+    """The embedded PostgreSQL could not be found, made, started or stopped; the hint names the way out."""
+
+
+class InspectionError(JobrunnerError):
+    """A question about jobs that cannot be answered as asked; nothing is wrong with the jobs."""
+
+
+class InvalidFilter(InspectionError):
+    """The filter text does not follow the filter language; `term` is the part that does not."""
+
+    def __init__(self, term: str, problem: str, *, hint: str = "") -> None:
+        super().__init__(f"filter {term!r}: {problem}" if term else f"the filter {problem}", hint=hint)
+        self.term = term
+
+
+class InvalidCursor(InspectionError):
+    """The cursor was not made by this list, or by another release of it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the cursor is not one that this list gave out",
+            hint="take `next` or `prev` of an answer as it is, or leave the cursor out to begin at the newest job",
+        )
+
+
+class QueryTimeout(InspectionError):
+    """A read took longer than it may; it was stopped so that it cannot disturb the workers."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"this question needs longer than {seconds:g} s and was stopped",
+            hint="narrow the filter (state:failed, an exact task:…), or ask in psql: select … from jobrunner.v_jobs",
+        )
+        self.seconds = seconds

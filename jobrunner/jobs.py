@@ -1,0 +1,106 @@
+"""Owns the values that travel between database, worker and child: a claimed job and the outcomes of an attempt.
+
+It must not do anything with them. They are named tuples because thousands are made each second.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+class ClaimedJob(NamedTuple):
+    """A job that this worker took; the fields are the columns that `claim.sql` returns, in its order.
+
+    Attributes:
+        lease: the fence of this attempt; every later write about it carries it.
+        args: JSON text of the arguments object, not decoded: it passes through the worker as it is.
+        time_limit_ms: milliseconds an attempt may run, or None.
+        suspect: the job's start must be on record before it runs, because a crash more could quarantine it.
+    """
+
+    id: int
+    lease: int
+    attempt: int
+    max_attempts: int
+    task: str
+    queue: str
+    args: str
+    run_at: datetime
+    time_limit_ms: int | None
+    suspect: bool
+
+
+class Due(NamedTuple):
+    """One queue and priority that holds queued jobs, and how soon the first is due, in milliseconds (0: now)."""
+
+    queue: str
+    priority: int
+    due_in_ms: int
+
+
+class Held(NamedTuple):
+    """A job the database thinks a worker is running."""
+
+    id: int
+    lease: int
+    cancel_requested: bool
+
+
+class Ending(StrEnum):
+    """How an attempt ended without success; each begins with the transition of that name."""
+
+    RETRY = "retry"
+    FAIL = "fail"
+    SNOOZE = "snooze"
+    RELEASE = "release"
+    ABORT = "abort"
+    CRASH = "crash"
+
+
+class Succeeded(NamedTuple):
+    """An attempt that returned. `result` is JSON text or None; `ended_at` is `clock.monotonic()`."""
+
+    id: int
+    lease: int
+    result: str | None
+    run_ms: int
+    cpu_ms: int
+    ended_at: float
+
+
+class Unsuccessful(NamedTuple):
+    """An attempt that did not return.
+
+    Attributes:
+        run_ms: None when the attempt never began (released unstarted); such an attempt leaves no record.
+        exit_cause: `exception | timeout | signal N | exit N | deploy | cancelled`.
+        delay_ms: the pause that `Retry(delay=…)` or `Snooze` asked for; None means the job's own backoff.
+    """
+
+    ending: Ending
+    id: int
+    lease: int
+    error_type: str | None = None
+    message: str | None = None
+    traceback: str | None = None
+    fingerprint: str | None = None
+    exit_cause: str | None = None
+    run_ms: int | None = None
+    cpu_ms: int | None = None
+    ended_at: float = 0.0
+    delay_ms: int | None = None
+
+
+Outcome = Succeeded | Unsuccessful
+
+
+class WorkerCounts(NamedTuple):
+    """What a worker has done since it started."""
+
+    succeeded: int = 0
+    failed: int = 0
+    crashed: int = 0

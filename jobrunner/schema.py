@@ -1,0 +1,187 @@
+"""Owns the shape of the tables as SQLAlchemy metadata: what enqueue, inspection and the schema check compile against.
+
+It must not create or change anything: `migrations/` does, and a test compares the two. Its MetaData is Jobrunner's own,
+so a user's `--autogenerate` never sees it (`jobrunner.migrate.include_name` keeps the database's side out as well).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    ARRAY,
+    REAL,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    Interval,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from jobrunner.settings import SCHEMA
+
+metadata = MetaData(schema=SCHEMA)
+
+_AT = DateTime(timezone=True)
+_NOW = text("now()")
+
+
+def _identity_columns(*, live: bool) -> list[Column[object]]:
+    """The columns that a live and a finished job share, in table order. Only live rows have defaults and an identity."""
+
+    def default(value: str) -> dict[str, object]:
+        return {"server_default": text(value)} if live else {}
+
+    columns: list[Column[object]] = [
+        Column("id", BigInteger, *([Identity()] if live else []), nullable=False),
+        Column("task", Text, nullable=False),
+        Column("args", JSONB, nullable=False, **default("'{}'::jsonb")),  # type: ignore[arg-type]
+        Column("queue", Text, nullable=False, **default("'default'")),  # type: ignore[arg-type]
+        Column("priority", SmallInteger, nullable=False, **default("0")),  # type: ignore[arg-type]
+        Column("tags", ARRAY(Text), nullable=False, **default("'{}'::text[]")),  # type: ignore[arg-type]
+        Column("meta", JSONB),
+        Column("parent_id", BigInteger),
+        Column("unique_key", Text),
+        Column("created_at", _AT, nullable=False, **default("now()")),  # type: ignore[arg-type]
+        Column("run_at", _AT, nullable=False, **default("now()")),  # type: ignore[arg-type]
+        Column("state", Text, nullable=False, **default("'queued'")),  # type: ignore[arg-type]
+        Column("lease", BigInteger, nullable=False, **default("0")),  # type: ignore[arg-type]
+        Column("attempt", SmallInteger, nullable=False, **default("0")),  # type: ignore[arg-type]
+        Column("max_attempts", SmallInteger, nullable=False, **default("5")),  # type: ignore[arg-type]
+        Column("backoff", Text, nullable=False, **default("'exponential'")),  # type: ignore[arg-type]
+        Column("backoff_base", Interval, nullable=False, **default("'5 seconds'::interval")),  # type: ignore[arg-type]
+        Column("backoff_cap", Interval, nullable=False, **default("'1 hour'::interval")),  # type: ignore[arg-type]
+        Column("backoff_jitter", REAL, nullable=False, **default("1")),  # type: ignore[arg-type]
+        Column("crash_count", SmallInteger, nullable=False, **default("0")),  # type: ignore[arg-type]
+        Column("max_crashes", SmallInteger, nullable=False, **default("3")),  # type: ignore[arg-type]
+        Column("time_limit", Interval),
+        Column("last_error_type", Text),
+        Column("last_error", Text),
+        Column("last_error_at", _AT),
+        Column("worker_id", BigInteger),
+        Column("started_at", _AT),
+    ]
+    return columns
+
+
+# The columns a caller may set when inserting a job; everything else belongs to the engine.
+INSERTABLE = (
+    "task", "args", "queue", "priority", "tags", "meta", "parent_id", "unique_key", "run_at",
+    "max_attempts", "backoff", "backoff_base", "backoff_cap", "backoff_jitter", "max_crashes", "time_limit",
+)  # fmt: skip
+
+jobs = Table(
+    "jobs",
+    metadata,
+    *_identity_columns(live=True),
+    Column("claimed_at", _AT),
+    Column("cancel_requested_at", _AT),
+    PrimaryKeyConstraint("id", name="jobs_pkey"),
+    CheckConstraint("state in ('queued', 'running')", name="jobs_state"),
+    CheckConstraint("state <> 'running' or (worker_id is not null and claimed_at is not null and lease > 0)", name="jobs_running_shape"),
+    CheckConstraint(
+        "state <> 'queued' or (worker_id is null and claimed_at is null and started_at is null and cancel_requested_at is null)",
+        name="jobs_queued_shape",
+    ),
+    CheckConstraint("jsonb_typeof(args) = 'object'", name="jobs_args_object"),
+    CheckConstraint("task <> '' and queue <> ''", name="jobs_names"),
+    CheckConstraint("attempt >= 0 and max_attempts >= 1 and crash_count >= 0 and max_crashes >= 1", name="jobs_counts"),
+    CheckConstraint("backoff in ('exponential', 'linear', 'constant')", name="jobs_backoff"),
+    CheckConstraint(
+        "backoff_base >= interval '0' and backoff_cap >= interval '0' and backoff_jitter >= 0 and backoff_jitter <= 1",
+        name="jobs_backoff_range",
+    ),
+    CheckConstraint("time_limit > interval '0'", name="jobs_time_limit"),
+    CheckConstraint("run_at >= '1970-01-01 00:00+00' and run_at < '9999-01-01 00:00+00'", name="jobs_run_at"),
+)
+Index("jobs_claim", jobs.c.queue, jobs.c.priority, jobs.c.run_at, jobs.c.id, postgresql_where=text("state = 'queued'"))
+Index("jobs_running", jobs.c.worker_id, postgresql_where=text("state = 'running'"))
+Index("jobs_unique", jobs.c.task, jobs.c.unique_key, unique=True, postgresql_where=text("unique_key is not null"))
+
+job_history = Table(
+    "job_history",
+    metadata,
+    *_identity_columns(live=False),
+    Column("finished_at", _AT, nullable=False, server_default=_NOW),
+    Column("result", JSONB),
+    Column("wait_ms", BigInteger),
+    Column("run_ms", BigInteger),
+    Column("cpu_ms", BigInteger),
+    PrimaryKeyConstraint("id", "finished_at", name="job_history_pkey"),
+    CheckConstraint("state in ('succeeded', 'failed', 'cancelled', 'quarantined')", name="job_history_state"),
+    postgresql_partition_by="range (finished_at)",
+)
+Index("job_history_recent", job_history.c.finished_at.desc(), job_history.c.id.desc())
+Index("job_history_task", job_history.c.task, job_history.c.finished_at.desc(), job_history.c.id.desc())
+Index(
+    "job_history_unsuccessful",
+    job_history.c.state,
+    job_history.c.finished_at.desc(),
+    job_history.c.id.desc(),
+    postgresql_where=text("state <> 'succeeded'"),
+)
+
+job_attempts = Table(
+    "job_attempts",
+    metadata,
+    Column("job_id", BigInteger, nullable=False),
+    Column("attempt", SmallInteger, nullable=False),
+    Column("lease", BigInteger, nullable=False),
+    Column("worker_id", BigInteger),
+    Column("task", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("started_at", _AT),
+    Column("finished_at", _AT, nullable=False, server_default=_NOW),
+    Column("outcome", Text, nullable=False),
+    Column("error_type", Text),
+    Column("message", Text),
+    Column("traceback", Text),
+    Column("fingerprint", Text),
+    Column("exit_cause", Text),
+    Column("run_ms", BigInteger),
+    Column("cpu_ms", BigInteger),
+    PrimaryKeyConstraint("job_id", "lease", "finished_at", name="job_attempts_pkey"),
+    CheckConstraint(
+        "outcome in ('retried', 'failed', 'snoozed', 'released', 'cancelled', 'crashed', 'quarantined')", name="job_attempts_outcome"
+    ),
+    postgresql_partition_by="range (finished_at)",
+)
+Index("job_attempts_recent", job_attempts.c.finished_at.desc(), job_attempts.c.job_id.desc())
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", BigInteger, Identity(), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("queues", ARRAY(Text), nullable=False),
+    Column("tasks", ARRAY(Text), nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("started_at", _AT, nullable=False, server_default=_NOW),
+    Column("heartbeat_at", _AT, nullable=False, server_default=_NOW),
+    Column("lease_expires_at", _AT, nullable=False),
+    Column("stopped_at", _AT),
+    Column("rescued_at", _AT),
+    Column("last_exit", Text),
+    Column("rss_bytes", BigInteger),
+    Column("succeeded_count", BigInteger, nullable=False, server_default=text("0")),
+    Column("failed_count", BigInteger, nullable=False, server_default=text("0")),
+    Column("crashed_count", BigInteger, nullable=False, server_default=text("0")),
+    PrimaryKeyConstraint("id", name="workers_pkey"),
+    CheckConstraint("kind in ('daemon', 'cron', 'drain', 'embedded', 'test')", name="workers_kind"),
+)
+Index("workers_alive", workers.c.lease_expires_at, postgresql_where=text("stopped_at is null"))
+Index("workers_stopped", workers.c.stopped_at, postgresql_where=text("stopped_at is not null"))
+
+PARTITIONED = ("job_history", "job_attempts")

@@ -1,0 +1,1 @@
+"""SQL statements, one a file; read by `jobrunner.statements`."""

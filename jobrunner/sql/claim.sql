@@ -1,0 +1,28 @@
+-- claim: queued -> running, for one queue and one priority; takes due jobs in the order (run_at, id) behind a floor.
+-- Parameters: worker_id; tasks text[] (names this worker registers); queue; priority; floor_run_at, floor_id (the last key
+--   claimed here, or 1970 and 0 for a scan from the start); take (rows, at most).
+-- Guard: the worker's own lease holds, by the database's clock; state and due time are checked in the locking SELECT and again in the UPDATE.
+-- Locks: the rows taken, SKIP LOCKED. Index: jobs_claim, a range behind the floor; then jobs_pkey.
+-- Trap avoided: without MATERIALIZED the planner may run the LIMIT sub-select twice and claim too many. With a snapshot pinned
+--   elsewhere, every scan from the start walks all dead entries; the floor does not. A priority per call keeps run_at in the range.
+--   `state || ''` and the array keep the UPDATE on jobs_pkey; as a join it may walk all of jobs_claim, or the whole table.
+--   An endless time_limit (possible since PostgreSQL 17) is none; one of a few microseconds is 1 ms, as 0 could be read as none.
+WITH alive AS MATERIALIZED (
+    SELECT w.id FROM jobrunner.workers w
+    WHERE w.id = :'worker_id'::bigint AND w.stopped_at IS NULL AND w.lease_expires_at > now()
+), picked AS MATERIALIZED (
+    SELECT j.id
+    FROM jobrunner.jobs j
+    WHERE j.state = 'queued' AND j.queue = :'queue'::text AND j.priority = :'priority'::smallint
+      AND j.run_at <= now() AND (j.run_at, j.id) > (:'floor_run_at'::timestamptz, :'floor_id'::bigint)
+      AND j.task = ANY (:'tasks'::text[]) AND EXISTS (SELECT FROM alive)
+    ORDER BY j.run_at, j.id
+    LIMIT :'take'::integer
+    FOR UPDATE OF j SKIP LOCKED
+)
+UPDATE jobrunner.jobs j
+SET state = 'running', worker_id = :'worker_id'::bigint, lease = j.lease + 1,
+    attempt = least(j.attempt + 1, 32767)::smallint, claimed_at = now(), started_at = NULL
+WHERE j.id = ANY (ARRAY(SELECT picked.id FROM picked)) AND j.state || '' = 'queued'
+RETURNING j.id, j.lease, j.attempt, j.max_attempts, j.task, j.queue, j.args::text AS args, j.run_at,
+          CASE WHEN isfinite(j.time_limit) THEN greatest(1, extract(epoch FROM j.time_limit) * 1000)::bigint END AS time_limit_ms, (j.crash_count > 0 OR j.max_crashes = 1) AS suspect

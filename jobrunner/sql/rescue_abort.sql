@@ -1,0 +1,22 @@
+-- rescue_abort: running -> cancelled, for the jobs of lost workers; somebody had asked to cancel them.
+-- Parameters: worker_ids bigint[] (from lost_workers.sql, same transaction). Run after rescue.sql.
+-- Guard: running under a lost worker, cancel asked for. Locks: the rows. Index: jobs_running.
+WITH done AS (
+    DELETE FROM jobrunner.jobs j
+    WHERE j.state = 'running' AND j.worker_id = ANY (:'worker_ids'::bigint[])
+      AND j.cancel_requested_at IS NOT NULL
+    RETURNING j.*
+), recorded AS (
+    INSERT INTO jobrunner.job_attempts (job_id, attempt, lease, worker_id, task, queue, started_at, outcome, error_type, message, exit_cause)
+    SELECT id, attempt, lease, worker_id, task, queue, started_at, 'cancelled', 'jobrunner.errors.WorkerProcessDied', 'the worker was lost while it held this job', 'lost worker'
+    FROM done
+)
+INSERT INTO jobrunner.job_history (
+    id, task, args, queue, priority, tags, meta, parent_id, unique_key, created_at, run_at, state, lease, attempt, max_attempts,
+    backoff, backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, time_limit, last_error_type, last_error, last_error_at,
+    worker_id, started_at, finished_at)
+SELECT id, task, args, queue, priority, tags, meta, parent_id, unique_key, created_at, run_at, 'cancelled', lease, attempt, max_attempts,
+    backoff, backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, time_limit,
+    'jobrunner.errors.WorkerProcessDied', 'the worker was lost while it held this job', now(), worker_id, started_at, now()
+FROM done
+RETURNING id

@@ -1,0 +1,336 @@
+"""Owns every read and write of job state: the statements of `sql/`, run on one psycopg connection.
+
+It must not decide anything (the statements' guards do) nor keep state between calls. `Database` is the pooled way in for
+applications; a worker opens its own connections.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, cast
+
+import psycopg
+import sqlalchemy as sa
+from psycopg import errors as pg
+
+from jobrunner import clock, statements
+from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
+from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Succeeded, Unsuccessful
+from jobrunner.states import sources_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import timedelta
+
+    from psycopg import Connection, Cursor
+
+    from jobrunner.jobs import WorkerCounts
+    from jobrunner.settings import Dsn
+
+FROM_THE_START = (datetime(1969, 12, 31, tzinfo=UTC), 0)  # a floor below every key that the CHECK on run_at allows
+
+# After which statements a batch of each ending is through; each takes what the one before it left. `abort` comes last because a
+# job that somebody asked to cancel while it ran goes nowhere else.
+_SEQUENCES: dict[Ending, tuple[str, ...]] = {
+    Ending.RETRY: ("retry", "fail", "abort"),
+    Ending.FAIL: ("fail", "abort"),
+    Ending.SNOOZE: ("snooze", "abort"),
+    Ending.RELEASE: ("release", "abort"),
+    Ending.CRASH: ("crash", "quarantine", "abort"),
+    Ending.ABORT: ("abort",),
+}
+
+_TRANSIENT = (
+    pg.DeadlockDetected,
+    pg.SerializationFailure,
+    pg.LockNotAvailable,
+    pg.ReadOnlySqlTransaction,  # the old primary after a failover
+    pg.TooManyConnections,
+    pg.AdminShutdown,
+    pg.CrashShutdown,
+    pg.CannotConnectNow,
+    pg.DiskFull,
+    pg.IdleInTransactionSessionTimeout,
+    pg.QueryCanceled,
+)
+
+
+class Floor(NamedTuple):
+    """The last key claimed in one (queue, priority): the next claim starts behind it."""
+
+    run_at: datetime
+    id: int
+
+
+class LostWorker(NamedTuple):
+    """A worker whose lease has expired."""
+
+    id: int
+    name: str
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later: deadlock, serialisation, failover, lost or refused connection.
+
+    Takes psycopg errors and SQLAlchemy's wrappers of them. A refused password is not transient.
+    """
+    original = getattr(error, "orig", None) or error
+    if isinstance(original, _TRANSIENT):
+        return True
+    if isinstance(original, (pg.InvalidPassword, pg.InvalidAuthorizationSpecification, pg.InvalidCatalogName)):
+        return False
+    sqlstate = getattr(original, "sqlstate", None)
+    return isinstance(original, (psycopg.OperationalError, psycopg.InterfaceError)) and (
+        sqlstate is None or sqlstate[:2] in {"08", "53", "57"}
+    )
+
+
+class Store:
+    """The statements of Jobrunner on one connection, which must be in autocommit mode. Not thread-safe."""
+
+    def __init__(self, connection: Connection[Any]) -> None:
+        self.connection = connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside is one transaction, sent in as few round trips as possible (pipeline mode)."""
+        with self.connection.pipeline(), self.connection.transaction():
+            yield
+
+    # -- worker: claim and finish
+
+    def find_due(self, queues: Sequence[str]) -> list[Due]:
+        """Which queues and priorities hold queued jobs, and how soon the first of each is due."""
+        return [Due(*row) for row in self._run("find_due", {"queues": list(queues)}).fetchall()]
+
+    def claim(
+        self, worker_id: int, tasks: Sequence[str], queue: str, priority: int, take: int, floor: Floor | None = None
+    ) -> list[ClaimedJob]:
+        """Take at most `take` due jobs of one queue and priority, oldest first. Empty when the worker's lease has expired."""
+        run_at, last_id = floor or FROM_THE_START
+        cursor = self._run(
+            "claim",
+            {
+                "worker_id": worker_id, "tasks": list(tasks), "queue": queue, "priority": priority,
+                "floor_run_at": run_at, "floor_id": last_id, "take": take,
+            },
+        )  # fmt: skip
+        return sorted((ClaimedJob._make(row) for row in cursor.fetchall()), key=_claim_order)
+
+    def finish(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+        """Write the outcomes of attempts, fenced, in one transaction.
+
+        Returns:
+            Those that were refused because the attempt has been superseded; nothing was written for them.
+
+        Raises:
+            psycopg.Error: nothing was written; `is_transient` says whether the same call may be made again.
+        """
+        groups: dict[str, list[Any]] = {}
+        for outcome in outcomes:
+            groups.setdefault("succeed" if type(outcome) is Succeeded else outcome.ending, []).append(outcome)  # type: ignore[union-attr]
+        now = clock.monotonic()
+        running: list[tuple[list[Any], list[Cursor[Any]]]] = []
+        with self.transaction():
+            for name, group in groups.items():
+                group.sort(key=_by_id)
+                if name == "succeed":
+                    running.append((group, [self._run("succeed", _success_arrays(group, now))]))
+                else:
+                    arrays = _ending_arrays(group, now)
+                    running.append((group, [self._run(step, arrays) for step in _SEQUENCES[Ending(name)]]))
+        refused: list[Outcome] = []
+        for group, cursors in running:
+            accepted = {row[0] for cursor in cursors for row in cursor.fetchall()}
+            if len(accepted) < len(group):
+                # Two attempts of one job in one batch: leases only grow, so the later one is what was accepted.
+                latest = {outcome.id: outcome.lease for outcome in sorted(group, key=_by_lease)}
+                refused.extend(outcome for outcome in group if outcome.id not in accepted or outcome.lease != latest[outcome.id])
+        return refused
+
+    def start(self, begun: Sequence[tuple[int, int, float]]) -> set[int]:
+        """Record that attempts, given as (id, lease, seconds running), have begun. Returns the ids whose lease still holds."""
+        begun = sorted(begun)
+        arrays = {
+            "ids": _ints(job_id for job_id, _, _ in begun),
+            "leases": _ints(lease for _, lease, _ in begun),
+            "age_ms": _ints(int(age * 1000) for _, _, age in begun),
+        }
+        return {row[0] for row in self._run("start", arrays).fetchall()}
+
+    # -- worker: its own row, other workers' jobs
+
+    def register_worker(self, facts: Mapping[str, Any], lease: timedelta) -> int:
+        """Insert a worker row; `facts` are the parameters of `register_worker.sql`. Returns its id."""
+        return cast("int", self._run("register_worker", {**facts, "lease_ms": _ms(lease)}).fetchone()[0])  # type: ignore[index]
+
+    def heartbeat(self, worker_id: int, lease: timedelta, rss_bytes: int | None, counts: WorkerCounts) -> bool:
+        """Renew the lease; False when it was lost (expired, or another worker gave this one up)."""
+        parameters = {"worker_id": worker_id, "lease_ms": _ms(lease), "rss_bytes": rss_bytes, **counts._asdict()}
+        return self._run("heartbeat", parameters).fetchone() is not None
+
+    def stop_worker(self, worker_id: int, last_exit: str, counts: WorkerCounts) -> None:
+        """Close the worker's row in order."""
+        self._run("stop_worker", {"worker_id": worker_id, "last_exit": last_exit, **counts._asdict()})
+
+    def held_jobs(self, worker_id: int) -> list[Held]:
+        """What the database thinks this worker is running."""
+        return [Held(*row) for row in self._run("held_jobs", {"worker_id": worker_id}).fetchall()]
+
+    def rescue(self) -> tuple[list[LostWorker], int]:
+        """Give back the jobs of workers whose lease expired. Returns those workers and how many jobs were moved."""
+        with self.connection.transaction():
+            lost = [LostWorker(*row) for row in self._run("lost_workers", {}).fetchall()]
+            if not lost:
+                return [], 0
+            ids = {"worker_ids": [worker.id for worker in lost]}
+            return lost, sum(self._run(name, ids).rowcount for name in ("rescue", "rescue_quarantine", "rescue_abort"))
+
+    def ensure_partitions(self, ahead: int) -> int:
+        """Make the partitions of the next `ahead` days. Returns how many were made."""
+        return cast("int", self._run("ensure_partitions", {"ahead": ahead}).fetchone()[0])  # type: ignore[index]
+
+    # -- operators
+
+    def cancel(self, job_id: int) -> str:
+        """Cancel a queued job (`"cancelled"`) or ask a running one to stop (`"requested"`).
+
+        Raises:
+            JobNotFound, IllegalTransition: no such job, or it is finished.
+        """
+        for name, answer in (("cancel", "cancelled"), ("request_cancel", "requested"), ("cancel", "cancelled")):
+            if self._run(name, {"ids": [job_id]}).fetchone():
+                return answer
+        raise self._illegal(job_id, "cancel")
+
+    def requeue(self, job_id: int) -> str:
+        """Bring a failed, cancelled or quarantined job back, or make a waiting one due now. Returns its queue.
+
+        Raises:
+            JobNotFound, IllegalTransition: no such job, or it is running or has succeeded.
+            DuplicateJob: a live job holds the same unique key.
+        """
+        try:
+            row = self._run("requeue", {"ids": [job_id]}).fetchone() or self._run("run_now", {"ids": [job_id]}).fetchone()
+        except pg.UniqueViolation as error:
+            raise self._duplicate(job_id) from error
+        if row is None:
+            raise self._illegal(job_id, "requeue")
+        return row[1]
+
+    def _illegal(self, job_id: int, transition: str) -> JobNotFound | IllegalTransition:
+        row = self._run("job_state", {"id": job_id}).fetchone()
+        if row is None:
+            return JobNotFound(job_id)
+        hints = {
+            ("requeue", "succeeded"): "a job that succeeded is not run again; enqueue a new one",
+            ("requeue", "running"): "wait for it, or cancel it first",
+        }
+        verb = "retry" if transition == "requeue" else transition
+        fallback = f"{verb} is possible from: {', '.join(sorted(sources_of(transition)))}"
+        return IllegalTransition(job_id, row[0], verb, hint=hints.get((transition, row[0]), fallback))
+
+    def _duplicate(self, job_id: int) -> DuplicateJob:
+        row = self.connection.execute(
+            "SELECT j.id, j.unique_key FROM jobrunner.jobs j "
+            "JOIN jobrunner.job_history h ON h.task = j.task AND h.unique_key = j.unique_key WHERE h.id = %s",
+            (job_id,),
+        ).fetchone()
+        return DuplicateJob(*row) if row else DuplicateJob(job_id, "?")
+
+    def _run(self, name: str, parameters: Mapping[str, Any]) -> Cursor[Any]:
+        return self.connection.execute(cast("LiteralString", statements.load(name)), parameters)
+
+
+class Database:
+    """A pool of connections for applications: enqueue, inspection and operators' verbs share it. Thread-safe.
+
+    Args:
+        dsn: where.
+        pool_size: connections kept; as many again may be opened under load.
+    """
+
+    def __init__(self, dsn: Dsn, *, pool_size: int = 5) -> None:
+        self.dsn = dsn
+        # Autocommit: one statement is one transaction and one round trip. No prepared statements: they would have to survive
+        # between transactions, which a transaction-mode pooler does not promise.
+        self.engine = sa.create_engine(
+            dsn.sqlalchemy_url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_reset_on_return=None,
+            pool_pre_ping=False,
+            pool_use_lifo=True,
+            connect_args={"prepare_threshold": None, "application_name": "jobrunner", "connect_timeout": 10},
+        )
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """A `Store` on a pooled connection, for the length of the block. A broken connection is not given back."""
+        raw = self.engine.raw_connection()
+        connection = cast("Connection[Any]", raw.driver_connection)
+        try:
+            yield Store(connection)
+        except psycopg.OperationalError:
+            raw.invalidate()
+            raise
+        finally:
+            raw.close()
+
+    def close(self) -> None:
+        """Close the pooled connections; the next use opens new ones."""
+        self.engine.dispose()
+
+
+def _claim_order(job: ClaimedJob) -> tuple[datetime, int]:
+    return job.run_at, job.id
+
+
+def _by_id(outcome: Succeeded | Unsuccessful) -> int:
+    return outcome.id
+
+
+def _by_lease(outcome: Succeeded | Unsuccessful) -> int:
+    return outcome.lease
+
+
+def _ms(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)
+
+
+def _ints(values: Iterable[int | None]) -> str:
+    """An array literal: several times cheaper than psycopg's list adaptation, which looks at every element's type."""
+    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+
+
+def _texts(values: list[str | None]) -> str | list[str | None]:
+    return values if any(value is not None for value in values) else "{" + ",".join(["NULL"] * len(values)) + "}"
+
+
+def _success_arrays(group: list[Succeeded], now: float) -> dict[str, Any]:
+    return {
+        "ids": _ints(outcome.id for outcome in group),
+        "leases": _ints(outcome.lease for outcome in group),
+        "results": _texts([outcome.result for outcome in group]),
+        "run_ms": _ints(outcome.run_ms for outcome in group),
+        "cpu_ms": _ints(outcome.cpu_ms for outcome in group),
+        "age_ms": _ints(max(0, int((now - outcome.ended_at) * 1000)) for outcome in group),
+    }
+
+
+def _ending_arrays(group: list[Unsuccessful], now: float) -> dict[str, Any]:
+    return {
+        "ids": _ints(outcome.id for outcome in group),
+        "leases": _ints(outcome.lease for outcome in group),
+        "error_types": _texts([outcome.error_type for outcome in group]),
+        "messages": _texts([outcome.message for outcome in group]),
+        "tracebacks": _texts([outcome.traceback for outcome in group]),
+        "fingerprints": _texts([outcome.fingerprint for outcome in group]),
+        "exit_causes": _texts([outcome.exit_cause for outcome in group]),
+        "run_ms": _ints(outcome.run_ms for outcome in group),
+        "cpu_ms": _ints(outcome.cpu_ms for outcome in group),
+        "age_ms": _ints(max(0, int((now - outcome.ended_at) * 1000)) if outcome.ended_at else 0 for outcome in group),
+        "delay_ms": _ints(outcome.delay_ms for outcome in group),
+    }
