@@ -1,0 +1,117 @@
+"""Owns which queue and priority is claimed next, from where, and when to look again.
+
+It must not run jobs nor keep them. A floor per (queue, priority) lets a claim continue behind the last key it took instead of
+walking over dead entries; a scan from the start, at intervals and whenever a claim comes back short, finds what a floor hides:
+rows that committed late, were retried, or are more urgent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from jobrunner import clock
+from jobrunner.store import Floor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jobrunner.jobs import ClaimedJob
+    from jobrunner.store import Store
+
+RESCAN = 0.25  # seconds between scans from the start while claims keep coming back full
+SCAN_SHARE = 10  # a scan that took t seconds is not repeated within t times this: under a pinned snapshot it walks every dead entry
+MAX_BATCH = 500  # jobs a claim may take: more makes rows wait in memory and commits long
+
+
+@dataclass(slots=True)
+class Room:
+    """How many jobs may be claimed now: in all, and for queues that have a bound of their own."""
+
+    total: int
+    by_queue: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, queue: str) -> int:
+        """For one queue."""
+        return min(self.total, self.by_queue.get(queue, self.total), MAX_BATCH)
+
+
+class Claimer:
+    """Claims for one worker; used by one thread.
+
+    Args:
+        queues: names served; each is as good as the other, urgency is a matter of priority.
+        tasks: names of the tasks this worker can run.
+        poll: seconds between looks at idle queues.
+    """
+
+    def __init__(self, queues: Sequence[str], tasks: Sequence[str], poll: float) -> None:
+        self.queues, self.tasks, self.poll = list(queues), list(tasks), poll
+        self.next_at = 0.0
+        self.idle = False
+        self._floors: dict[tuple[int, str], Floor | None] = {}  # keyed so that sorting puts urgent ones first
+        self._scan_at = 0.0
+        self._scan_cost = 0.0
+        self._turn = 0
+
+    def wake(self) -> None:
+        """Something may be due: look at once."""
+        self.next_at = 0.0
+
+    def claim(self, store: Store, worker_id: int, room: Room) -> list[ClaimedJob]:
+        """Claim at most `room`, the most urgent first. Sets `next_at`, and `idle` when a fresh scan found nothing due."""
+        began = clock.monotonic()
+        taken: list[ClaimedJob] = []
+        self.idle = False
+        if self._floors and began < self._scan_at:
+            full = self._claim_known(store, worker_id, room, taken)
+            if full:
+                self.next_at = 0.0
+                return taken
+        if clock.monotonic() < self._scan_at - RESCAN + self._scan_cost * SCAN_SHARE:
+            self.next_at = self._scan_at
+            return taken
+        due_in = self._scan(store)
+        full = self._claim_known(store, worker_id, room, taken) if self._floors else False
+        self._scan_cost = clock.monotonic() - began
+        self._scan_at = clock.monotonic() + max(RESCAN, self._scan_cost * SCAN_SHARE)
+        self.idle = not taken and not full
+        self.next_at = 0.0 if full else clock.monotonic() + (min(self.poll, due_in) if not taken else min(self.poll, due_in, RESCAN))
+        return taken
+
+    def _scan(self, store: Store) -> float:
+        """Find the pairs that have something due and drop their floors. Returns seconds until the next one is due."""
+        due_in = self.poll
+        self._floors.clear()
+        for due in store.find_due(self.queues):
+            if due.due_in_ms == 0:
+                self._floors[due.priority, due.queue] = None
+            else:
+                due_in = min(due_in, due.due_in_ms / 1000)
+        return due_in
+
+    def _claim_known(self, store: Store, worker_id: int, room: Room, taken: list[ClaimedJob]) -> bool:
+        """Claim behind the floors until the room is used up; True when it was, so that more may be waiting."""
+        self._turn += 1
+        for priority, queue in self._order():
+            take = room.of(queue)
+            if take <= 0:
+                if room.total <= 0:
+                    return True
+                continue
+            jobs = store.claim(worker_id, self.tasks, queue, priority, take, self._floors[priority, queue])
+            if jobs:
+                self._floors[priority, queue] = Floor(jobs[-1].run_at, jobs[-1].id)
+                taken += jobs
+                room.total -= len(jobs)
+                if queue in room.by_queue:
+                    room.by_queue = {**room.by_queue, queue: room.by_queue[queue] - len(jobs)}
+            if len(jobs) < take:
+                del self._floors[priority, queue]
+        return room.total <= 0
+
+    def _order(self) -> list[tuple[int, str]]:
+        """Urgent first; among queues of one priority each gets the first turn in turn."""
+        shift = self._turn % len(self.queues)
+        rank = {queue: position for position, queue in enumerate(self.queues[shift:] + self.queues[:shift])}
+        return sorted(self._floors, key=lambda pair: (pair[0], rank[pair[1]]))

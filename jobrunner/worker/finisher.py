@@ -1,0 +1,86 @@
+"""Owns getting outcomes into the database: in batches, fenced, whatever is in them.
+
+It must not lose one: on an outage the batch is kept by the caller; an outcome that PostgreSQL will not store is replaced by one
+that it will.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from jobrunner.jobs import Ending, Outcome, Succeeded, Unsuccessful
+from jobrunner.store import Store, is_transient
+from jobrunner.worker.log import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_UNSTORABLE = "jobrunner.errors.JobrunnerError"
+
+
+class Finisher:
+    """Writes batches of outcomes; used by one thread."""
+
+    def __init__(self) -> None:
+        self.succeeded_count = 0
+        self.failed_count = 0
+        self._in_doubt: set[tuple[int, int]] = set()
+
+    def write(self, store: Store, outcomes: Sequence[Outcome]) -> None:
+        """Write `outcomes` in one transaction; one by one when PostgreSQL refuses the batch for what is in it.
+
+        Raises:
+            psycopg.Error: a transient one; nothing is known to be written, call again with the same outcomes.
+        """
+        try:
+            refused = store.finish(outcomes)
+        except psycopg.Error as error:
+            if is_transient(error):
+                self._in_doubt.update((outcome.id, outcome.lease) for outcome in outcomes)
+                raise
+            refused = [lost for outcome in outcomes for lost in self._write_one(store, outcome)]
+        self._count(outcomes, refused)
+
+    def _write_one(self, store: Store, outcome: Outcome) -> list[Outcome]:
+        """Write one outcome, or what can be said of it. Returns it when it was refused."""
+        for version in (outcome, _without_result(outcome), _bare(outcome)):
+            try:
+                return store.finish([version])
+            except psycopg.Error as error:
+                if is_transient(error):
+                    raise
+                logger.error("outcome cannot be stored", extra={"job": outcome.id, "lease": outcome.lease, "error": type(error).__name__})
+        return [outcome]
+
+    def _count(self, outcomes: Sequence[Outcome], refused: Sequence[Outcome]) -> None:
+        for lost in refused:
+            if (lost.id, lost.lease) in self._in_doubt:
+                logger.info("outcome was written before the connection broke, or superseded", extra={"job": lost.id, "lease": lost.lease})
+            else:
+                logger.warning("outcome refused: the attempt has been superseded", extra={"job": lost.id, "lease": lost.lease})
+        self._in_doubt.difference_update((outcome.id, outcome.lease) for outcome in outcomes)
+        for outcome in outcomes:
+            if isinstance(outcome, Succeeded):
+                self.succeeded_count += 1
+            elif outcome.ending in {Ending.RETRY, Ending.FAIL}:
+                self.failed_count += 1
+                facts = {"error": outcome.error_type, "cause": outcome.exit_cause, "run_ms": outcome.run_ms}
+                logger.warning("attempt failed", extra={"job": outcome.id, "lease": outcome.lease, **facts})
+
+
+def _without_result(outcome: Outcome) -> Unsuccessful:
+    """The return value or the error text is what PostgreSQL refused: the attempt fails, and says so."""
+    message = "the outcome of this attempt could not be stored as it was: PostgreSQL refused its text"
+    cause = outcome.exit_cause if isinstance(outcome, Unsuccessful) else "exception"
+    return Unsuccessful(
+        outcome.ending if isinstance(outcome, Unsuccessful) else Ending.RETRY,
+        outcome.id, outcome.lease, _UNSTORABLE, message,
+        exit_cause=cause, run_ms=outcome.run_ms, cpu_ms=outcome.cpu_ms, ended_at=outcome.ended_at,
+        delay_ms=outcome.delay_ms if isinstance(outcome, Unsuccessful) else None,
+    )  # fmt: skip
+
+
+def _bare(outcome: Outcome) -> Unsuccessful:
+    return Unsuccessful(Ending.FAIL, outcome.id, outcome.lease, _UNSTORABLE, "the outcome of this attempt could not be stored")

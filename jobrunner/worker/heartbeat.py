@@ -1,0 +1,79 @@
+"""Owns the worker's lease: renewing it on a connection of its own, and knowing until when it surely holds.
+
+It must not touch jobs. It runs in its own thread, so that neither a long claim nor an outage of the other connection delays it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from jobrunner import clock
+from jobrunner.connecting import connect
+from jobrunner.store import Store
+from jobrunner.worker.limits import resident_bytes
+from jobrunner.worker.log import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import timedelta
+
+    from jobrunner.jobs import WorkerCounts
+    from jobrunner.settings import Dsn
+
+_BEATS = 3  # per lease: two may be lost before it is in danger
+_RETRY = 1.0  # seconds between attempts to reach a database that does not answer
+
+
+class Heartbeat(threading.Thread):
+    """Renews one worker's lease until stopped or lost.
+
+    Attributes:
+        ends: `clock.monotonic()` until which the lease holds for certain: the moment before the last good heartbeat was sent, plus
+            the lease. The database's own idea is later, never earlier.
+        lost: the database refused to renew it.
+    """
+
+    def __init__(
+        self,
+        dsn: Dsn,
+        worker_id: int,
+        lease: timedelta,
+        ends: float,
+        *,
+        counts: Callable[[], WorkerCounts],
+        extended: Callable[[float], None],
+    ) -> None:
+        super().__init__(name="jobrunner-heartbeat", daemon=True)
+        self.dsn, self.worker_id, self.lease, self.ends = dsn, worker_id, lease, ends
+        self.lost = False
+        self._counts, self._extended = counts, extended
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """End the thread; the lease is left to expire or to `stop_worker`."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Beat until stopped; any number of broken connections on the way."""
+        pause = self.lease.total_seconds() / _BEATS
+        while not self._stop.is_set():
+            try:
+                with connect(self.dsn, application_name="jobrunner-heartbeat") as connection:
+                    self._beat(Store(connection), pause)
+            except (psycopg.Error, OSError) as error:
+                logger.debug("heartbeat failed", extra={"error": type(error).__name__})
+            if self.lost or self._stop.wait(min(_RETRY, pause)):
+                return
+
+    def _beat(self, store: Store, pause: float) -> None:
+        while not self._stop.is_set():
+            sent = clock.monotonic()
+            if not store.heartbeat(self.worker_id, self.lease, resident_bytes(), self._counts()):
+                self.lost = True
+                return
+            self.ends = sent + self.lease.total_seconds()
+            self._extended(self.ends)
+            self._stop.wait(pause)

@@ -1,0 +1,246 @@
+"""Owns the worker's main connection: one thread that writes outcomes, claims, rescues and looks for cancellations, in rounds.
+
+It must not touch the children: what it learns goes to the main loop as events. Everything that crosses the thread is guarded by
+one condition.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from jobrunner import clock
+from jobrunner.connecting import connect
+from jobrunner.errors import DatabaseUnreachable
+from jobrunner.jobs import Ending, Outcome, Unsuccessful
+from jobrunner.store import Store, is_transient
+from jobrunner.worker.claimer import Claimer, Room
+from jobrunner.worker.finisher import Finisher
+from jobrunner.worker.log import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg import Connection
+
+    from jobrunner.settings import Dsn
+
+MAINTENANCE = 1.0  # seconds between looks for lost workers and cancellations
+PARTITIONS = 3600.0  # seconds between looks at partitions
+DAYS_AHEAD = 7
+_MAX_BACKOFF = 5.0  # seconds between attempts to reach a database that is away
+_BATCH = 1000  # outcomes of one transaction
+
+
+class Link(threading.Thread):
+    """Rounds of finish, claim and maintenance on one connection that may break at any time."""
+
+    def __init__(self, dsn: Dsn, worker_id: int, claimer: Claimer, wake_main: Callable[[], None]) -> None:
+        super().__init__(name="jobrunner-link", daemon=True)
+        self.dsn, self.worker_id, self.claimer = dsn, worker_id, claimer
+        self.finisher = Finisher()
+        self.events: deque[tuple[str, Any]] = deque()
+        self.fatal: BaseException | None = None
+        self._wake_main = wake_main
+        self._condition = threading.Condition()
+        self._outcomes: list[Outcome] = []
+        self._starts: list[tuple[int, int, float]] = []
+        self._room = Room(0)
+        self._claims = 0
+        self._claiming = True
+        self._closing = False
+        self._woken = False
+        self._connection: Connection[Any] | None = None
+        self._held: dict[int, int] = {}  # job id → lease, from a claim's answer to the commit of its outcome
+        self._maintain_at = 0.0
+        self._partitions_at = 0.0
+        self._outage_since: float | None = None
+        self._failures = 0
+
+    # -- from other threads
+
+    def exchange(self, outcomes: list[Outcome], starts: list[tuple[int, int, float]], room: Room, seen: int) -> None:
+        """The main loop hands over what happened and how much it can take.
+
+        Args:
+            seen: how many claims the main loop has taken in; `room` counts only when that is all of them, or the same room
+                would be filled twice.
+        """
+        with self._condition:
+            self._outcomes += outcomes
+            self._starts += starts
+            if seen == self._claims:
+                self._room = room
+            if outcomes or starts or room.total > 0:
+                self._condition.notify()
+
+    def wake(self) -> None:
+        """A wake-up came in."""
+        with self._condition:
+            self._woken = True
+            self._condition.notify()
+
+    def stop_claiming(self) -> None:
+        """No more jobs; outcomes still go out."""
+        with self._condition:
+            self._claiming = False
+
+    def close(self) -> None:
+        """Write what is left and end the thread."""
+        with self._condition:
+            self._claiming = False
+            self._closing = True
+            self._condition.notify()
+
+    def rejoin(self, worker_id: int) -> None:
+        """The lease was lost and the worker has registered anew."""
+        with self._condition:
+            self.worker_id = worker_id
+            self._held.clear()
+
+    def unwritten(self) -> int:
+        """Outcomes that are not in the database yet."""
+        with self._condition:
+            return len(self._outcomes)
+
+    # -- the thread
+
+    def run(self) -> None:
+        """Rounds until closed and nothing is left to write."""
+        while True:
+            with self._condition:
+                self._condition.wait_for(self._has_work, timeout=self._patience())
+                if self._closing and not self._outcomes:
+                    break
+            try:
+                self._round()
+                self._recovered()
+            except (psycopg.Error, DatabaseUnreachable, OSError) as error:
+                if not (isinstance(error, (DatabaseUnreachable, OSError)) or is_transient(error)):
+                    self._fail(error)
+                    return
+                self._outage(error)
+            except BaseException as error:  # noqa: BLE001  the main loop must learn of it, or the worker would stand still
+                self._fail(error)
+                return
+        self._disconnect()
+
+    def _has_work(self) -> bool:
+        if self._outcomes or self._starts or self._closing:
+            return True
+        return self._claiming and self._room.total > 0 and (self._woken or clock.monotonic() >= self.claimer.next_at)
+
+    def _patience(self) -> float:
+        now = clock.monotonic()
+        times = [self._maintain_at]
+        if self._claiming and self._room.total > 0:
+            times.append(self.claimer.next_at)
+        return max(0.0, min(times) - now)
+
+    def _round(self) -> None:
+        store = self._connected()
+        with self._condition:
+            outcomes, starts = self._outcomes[:_BATCH], self._starts[:]
+        if starts:
+            begun = store.start(starts)
+            with self._condition:
+                del self._starts[: len(starts)]
+            self._tell("started", ({job_id for job_id, _, _ in starts}, begun))
+        if outcomes:
+            self.finisher.write(store, outcomes)
+            with self._condition:
+                del self._outcomes[: len(outcomes)]
+            for outcome in outcomes:
+                self._held.pop(outcome.id, None)
+            self._tell("written", len(outcomes))
+        self._claim(store)
+        now = clock.monotonic()
+        if now >= self._maintain_at:
+            self._maintain(store, now)
+
+    def _claim(self, store: Store) -> None:
+        with self._condition:
+            if self._woken:
+                self._woken = False
+                self.claimer.wake()
+            if not self._claiming or self._room.total <= 0 or clock.monotonic() < self.claimer.next_at:
+                return
+            room = Room(self._room.total, dict(self._room.by_queue))
+        worker_id = self.worker_id
+        jobs = self.claimer.claim(store, worker_id, room)
+        with self._condition:
+            self._claims += 1
+            self._room = Room(0)  # until the main loop has taken these in and says how much is left
+        for job in jobs:
+            self._held[job.id] = job.lease
+        self._tell("claimed", (worker_id, jobs))
+        if self.claimer.idle:
+            self._tell("idle", None)
+
+    def _maintain(self, store: Store, now: float) -> None:
+        self._maintain_at = now + MAINTENANCE
+        lost, count = store.rescue()
+        for worker in lost:
+            logger.warning("rescued the jobs of a lost worker", extra={"worker": worker.name, "worker_id": worker.id, "jobs": count})
+        if count:
+            self.claimer.wake()
+        if self._held:
+            cancelled = [held.id for held in store.held_jobs(self.worker_id) if held.cancel_requested]
+            if cancelled:
+                self._tell("cancel", cancelled)
+        if now >= self._partitions_at:
+            self._partitions_at = now + PARTITIONS
+            try:
+                with store.connection.transaction():
+                    store.connection.execute("SET LOCAL lock_timeout = '1s'")
+                    store.ensure_partitions(DAYS_AHEAD)
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.InsufficientPrivilege) as error:
+                self._partitions_at = now + PARTITIONS / 60
+                logger.warning("partitions not made; will try again", extra={"error": type(error).__name__})
+
+    def _connected(self) -> Store:
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(self.dsn, application_name="jobrunner-worker")
+            self._reconcile(Store(self._connection))
+        return Store(self._connection)
+
+    def _reconcile(self, store: Store) -> None:
+        """After a broken connection a claim may have committed whose answer never came: give those jobs back."""
+        unknown = [held for held in store.held_jobs(self.worker_id) if self._held.get(held.id) != held.lease]
+        if unknown:
+            self.finisher.write(store, [Unsuccessful(Ending.RELEASE, held.id, held.lease) for held in unknown])
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _outage(self, error: BaseException) -> None:
+        self._disconnect()
+        now = clock.monotonic()
+        if self._outage_since is None:
+            self._outage_since = now
+            logger.error("database away; running jobs go on, outcomes wait", extra={"error": type(error).__name__})
+        self._failures += 1
+        pause = min(_MAX_BACKOFF, 0.1 * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311  jitter, not a secret
+        with self._condition:
+            self._condition.wait_for(lambda: False, timeout=pause)
+
+    def _recovered(self) -> None:
+        if self._outage_since is not None:
+            seconds = round(clock.monotonic() - self._outage_since, 3)
+            logger.info("database back", extra={"seconds": seconds, "waiting": self.unwritten()})
+            self._outage_since = None
+        self._failures = 0
+
+    def _fail(self, error: BaseException) -> None:
+        self.fatal = error
+        self._tell("fatal", error)
+
+    def _tell(self, event: str, value: Any) -> None:
+        self.events.append((event, value))
+        self._wake_main()

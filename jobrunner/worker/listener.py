@@ -1,0 +1,53 @@
+"""Owns wake-ups: LISTEN on a connection of its own. A wake-up is a hint: without any, polling finds everything.
+
+It must not claim.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from jobrunner.connecting import connect
+from jobrunner.settings import CHANNEL
+from jobrunner.worker.log import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
+    from jobrunner.settings import Dsn
+
+_LOOK = 1.0  # seconds between looks at the stop flag
+_RETRY = 5.0  # seconds before a broken connection is tried again; polling goes on meanwhile
+
+
+class Listener(threading.Thread):
+    """Calls `wake` when somebody enqueued into one of `queues`."""
+
+    def __init__(self, dsn: Dsn, queues: Container[str], wake: Callable[[], None]) -> None:
+        super().__init__(name="jobrunner-listener", daemon=True)
+        self._dsn, self._queues, self._wake = dsn, queues, wake
+        self._stop = threading.Event()
+        self.listening = threading.Event()
+
+    def stop(self) -> None:
+        """End the thread within a second."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Listen until stopped; reconnect when the connection breaks."""
+        while not self._stop.is_set():
+            try:
+                with connect(self._dsn, application_name="jobrunner-listener") as connection:
+                    connection.execute(f"LISTEN {CHANNEL}")
+                    self.listening.set()
+                    self._wake()  # whatever was enqueued before we listened
+                    while not self._stop.is_set():
+                        if any(notice.payload in self._queues for notice in connection.notifies(timeout=_LOOK, stop_after=1)):
+                            self._wake()
+            except (psycopg.Error, OSError) as error:
+                self.listening.clear()
+                logger.debug("listener lost its connection", extra={"error": type(error).__name__})
+                self._stop.wait(_RETRY)

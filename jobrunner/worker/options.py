@@ -1,0 +1,93 @@
+"""Owns what a worker can be told at its start. It must not read the environment: the command line does."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from jobrunner.errors import ConfigurationError
+from jobrunner.settings import DEFAULT_QUEUE, LEASE
+
+if TYPE_CHECKING:
+    from jobrunner.settings import Dsn
+
+_MIN_LEASE = timedelta(seconds=1)  # below, a busy machine loses leases without anything being wrong
+
+
+def default_slots() -> int:
+    """One slot per core this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How one worker runs.
+
+    Attributes:
+        dsn: the database.
+        app: the application's address for `jobrunner.loading.load`, or None for its defaults.
+        queues: (name, jobs of it at once in this worker, or None for no bound), all served by priority.
+        slots: jobs at once, each in its own process.
+        name: shown in `v_workers`; default `host:pid`.
+        kind: `daemon`, `drain`, …; see the workers table.
+        drain: leave when nothing is due and nothing runs.
+        grace: after a first SIGTERM or SIGINT, how long running jobs may go on before they are released.
+        lease: how long the jobs of a dead worker stay its own.
+        poll: the longest pause between two looks at the queues.
+        listen: take wake-ups by LISTEN on a third connection.
+        max_jobs, max_seconds: stop in order after so many jobs claimed, or after so long.
+    """
+
+    dsn: Dsn
+    app: str | None = None
+    queues: tuple[tuple[str, int | None], ...] = ((DEFAULT_QUEUE, None),)
+    slots: int = field(default_factory=default_slots)
+    name: str | None = None
+    kind: str = "daemon"
+    drain: bool = False
+    grace: timedelta = timedelta(seconds=30)
+    lease: timedelta = LEASE
+    poll: timedelta = timedelta(seconds=1)
+    listen: bool = True
+    max_jobs: int | None = None
+    max_seconds: float | None = None
+    log_format: str = "logfmt"
+    log_level: str = "INFO"
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.queues]
+        problems = {
+            "queues": not names
+            or len(set(names)) < len(names)
+            or any(not name or (limit is not None and limit < 1) for name, limit in self.queues),
+            "concurrency": self.slots < 1,
+            "lease": self.lease < _MIN_LEASE,
+            "poll": self.poll <= timedelta(0),
+            "max-jobs": self.max_jobs is not None and self.max_jobs < 1,
+            "max-seconds": self.max_seconds is not None and self.max_seconds <= 0,
+            "log-format": self.log_format not in {"logfmt", "json"},
+        }
+        for option, wrong in problems.items():
+            if wrong:
+                raise ConfigurationError(
+                    f"--{option}: {getattr(self, option.replace('-', '_'), self.slots)!r} makes no sense", hint=_HINTS[option]
+                )
+
+    @property
+    def shown_name(self) -> str:
+        """The name under which the worker shows."""
+        return self.name or f"{socket.gethostname()}:{os.getpid()}"
+
+
+_HINTS = {
+    "queues": "name each queue once, with a positive bound if any: --queues mail:4,default",
+    "concurrency": "at least 1",
+    "lease": "at least 1 second; the default is 30",
+    "poll": "above 0 seconds; the default is 1",
+    "max-jobs": "at least 1",
+    "max-seconds": "above 0",
+    "log-format": "logfmt or json",
+}

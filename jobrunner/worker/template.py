@@ -1,0 +1,179 @@
+"""Owns the warmed-up process: it imports the application once and forks children from that, in milliseconds.
+
+It must not run task code, open connections or start threads: what a child inherits has to be safe to fork. It is also the
+watchdog of its children: when the worker is gone, or its lease has run out while the worker itself stands still, it kills them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from jobrunner import clock
+from jobrunner.errors import JobrunnerError
+from jobrunner.worker import child, limits, wire
+
+if TYPE_CHECKING:
+    from jobrunner.app import JobRunner
+
+
+class Template:
+    """Forks, reaps and kills children on the worker's word."""
+
+    def __init__(self, jobs: JobRunner, control: socket.socket) -> None:
+        self.jobs = jobs
+        self.control = control
+        self.children: set[int] = set()
+        self.lease_ends: float | None = None
+        self._wake_read, self._wake_write = socket.socketpair()
+
+    def run(self) -> None:
+        """Serve until the worker says stop or is gone; then nothing of ours is left running."""
+        self._wake_write.setblocking(False)  # noqa: FBT003  the standard library's signature
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        selector = selectors.DefaultSelector()
+        selector.register(self.control, selectors.EVENT_READ)
+        selector.register(self._wake_read, selectors.EVENT_READ)
+        try:
+            while True:
+                for key, _ in selector.select(self._patience()):
+                    if key.fileobj is self._wake_read:
+                        self._wake_read.recv(4096)
+                    elif not self._obey():
+                        return
+                self._reap()
+                self._watch_lease()
+        finally:
+            self.kill_all()
+
+    def _obey(self) -> bool:
+        try:
+            message, descriptors = wire.receive_message(self.control)
+        except ConnectionError:
+            return False
+        match message.get("do"):
+            case "fork":
+                self._fork(message["slot"], descriptors)
+            case "kill" if message["pid"] in self.children:
+                limits.kill_group(message["pid"], message["signal"])
+            case "lease":
+                self.lease_ends = message["ends"]
+            case "stop" | None:
+                return False
+        return True
+
+    def _fork(self, slot: int, descriptors: list[int]) -> None:
+        inbox, outbox = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _become_child(self, parent, inbox, outbox)
+        self.children.add(pid)
+        inbox.close()
+        outbox.close()
+        wire.send_message(self.control, {"event": "forked", "slot": slot, "pid": pid})
+
+    def _reap(self) -> None:
+        """Collect every dead child; also orphans of jobs, which this process adopts."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self.children:
+                self.children.discard(pid)
+                limits.kill_group(pid, signal.SIGKILL)  # what the job started and left behind
+                wire.send_message(self.control, {"event": "exited", "pid": pid, "status": os.waitstatus_to_exitcode(status)})
+
+    def _patience(self) -> float | None:
+        return None if self.lease_ends is None else max(0.0, self.lease_ends - clock.monotonic())
+
+    def _watch_lease(self) -> None:
+        if self.lease_ends is not None and clock.monotonic() >= self.lease_ends:
+            self.lease_ends = None
+            self.kill_all()
+
+    def kill_all(self) -> None:
+        """End every child with everything it started."""
+        for pid in self.children:
+            limits.kill_group(pid, signal.SIGKILL)
+
+
+def _become_child(template: Template, parent: int, inbox: socket.socket, outbox: socket.socket) -> None:
+    """Never returns."""
+    code = 1
+    try:
+        os.setsid()
+        limits.die_with_parent(parent)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        template.control.close()
+        template._wake_read.close()  # noqa: SLF001
+        template._wake_write.close()  # noqa: SLF001
+        child.serve(template.jobs, inbox, outbox)
+        code = 0
+    except (BrokenPipeError, ConnectionError):
+        code = 0  # the worker is gone
+    except BaseException:  # noqa: BLE001  report before leaving: os._exit tells nobody
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _import_app(spec: str | None, dsn: str) -> JobRunner:
+    from jobrunner.loading import load
+
+    # What the worker resolved is what the app's own code uses, wherever it came from; its children may enqueue.
+    os.environ["JOBRUNNER_DSN"] = dsn
+    jobs = load(spec)
+    jobs.registry.names()
+    return jobs
+
+
+def main() -> None:
+    """`python -m jobrunner.worker.template`: started by a worker, with the control socket as an inherited descriptor."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--app")
+    options = parser.parse_args()
+    limits.die_with_parent(options.parent, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = socket.socket(fileno=options.control)
+    try:
+        dsn = wire.receive_message(control)[0]["dsn"]  # not on the command line, where everybody could read the password
+        jobs = _import_app(options.app, dsn)
+    except BaseException as error:  # noqa: BLE001  an app can raise anything at import, SystemExit too: the worker reports it
+        wire.send_message(control, {"event": "failed", **_explain(error)})
+        raise SystemExit(1) from None
+    limits.adopt_orphans()
+    wire.send_message(control, {"event": "ready", "tasks": sorted(jobs.registry.names())})
+    Template(jobs, control).run()
+
+
+def _explain(error: BaseException) -> dict[str, Any]:
+    known = isinstance(error, JobrunnerError)
+    return {
+        "message": str(error) if known else f"could not import the app: {type(error).__name__}: {error}",
+        "hint": error.hint if isinstance(error, JobrunnerError) else "",
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+if __name__ == "__main__":
+    main()

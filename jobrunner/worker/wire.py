@@ -1,0 +1,100 @@
+"""Owns the messages between a worker, its template and its children.
+
+It must not hold state. A job travels as one datagram on a socket that keeps message boundaries: the child's `recv` and the
+worker's `recv` on the same end compete in the kernel, so a job that the child has not begun can be taken back without a lock
+and without any chance that both have it. Outcomes travel as lines of JSON on a stream.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import tempfile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from jobrunner.jobs import ClaimedJob
+
+INLINE_LIMIT = 48_000  # bytes of a datagram; a socket buffer holds at least four of them. Larger arguments travel as an open file
+_BUFFER = 64_000
+_ROOM_FOR_DESCRIPTORS = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+# A pair that keeps message boundaries and tells when the other side is gone; macOS has no SEQPACKET for local sockets.
+JOB_SOCKET = socket.SOCK_SEQPACKET if hasattr(socket, "SOCK_SEQPACKET") and os.uname().sysname == "Linux" else socket.SOCK_DGRAM
+
+
+class Assignment(NamedTuple):
+    """A job as the child sees it."""
+
+    id: int
+    lease: int
+    attempt: int
+    max_attempts: int
+    task: str
+    queue: str
+    args: dict[str, Any]
+
+
+def encode_job(job: ClaimedJob) -> bytes:
+    """A job as bytes; its arguments are copied as text, never parsed here."""
+    head = json.dumps((job.id, job.lease, job.attempt, job.max_attempts, job.task, job.queue))
+    return f"{head[:-1]},{job.args}]".encode()
+
+
+def send_job(sock: socket.socket, data: bytes) -> None:
+    """Send without waiting. Raises BlockingIOError when the child's inbox is full."""
+    if len(data) <= INLINE_LIMIT:
+        sock.send(data, socket.MSG_DONTWAIT)
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        file.seek(0)
+        _send(sock, b"F", (file.fileno(),), socket.MSG_DONTWAIT)
+
+
+def receive_job(sock: socket.socket, flags: int = 0) -> bytes:
+    """The next job's bytes; empty at the end. Raises BlockingIOError with MSG_DONTWAIT when there is none."""
+    data, descriptors = _receive(sock, _BUFFER, flags)
+    if not descriptors:
+        return data
+    with os.fdopen(descriptors[0], "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def decode_job(data: bytes) -> Assignment:
+    """Parse what `encode_job` made."""
+    return Assignment(*json.loads(data))
+
+
+def job_id(data: bytes) -> int:
+    """The id of an encoded job, without parsing its arguments."""
+    return int(data[1 : data.index(b",")])
+
+
+def send_message(sock: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+    """A control message, with open files when given."""
+    _send(sock, json.dumps(message).encode(), descriptors, 0)
+
+
+def receive_message(sock: socket.socket, flags: int = 0) -> tuple[dict[str, Any], list[int]]:
+    """A control message and its open files; an empty dict at the end of the conversation."""
+    data, descriptors = _receive(sock, 1_000_000, flags)
+    return (json.loads(data) if data else {}), descriptors
+
+
+# socket.send_fds and socket.recv_fds ignore their flags (CPython 3.11): a look that must not wait would wait for ever.
+def _send(sock: socket.socket, data: bytes, descriptors: tuple[int, ...], flags: int) -> None:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    sock.sendmsg([data], ancillary, flags)
+
+
+def _receive(sock: socket.socket, size: int, flags: int) -> tuple[bytes, list[int]]:
+    data, ancillary, _, _ = sock.recvmsg(size, _ROOM_FOR_DESCRIPTORS, flags)
+    descriptors = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+    return data, list(descriptors)
