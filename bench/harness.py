@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import sys
@@ -53,8 +54,7 @@ def database() -> Iterator[str]:
         with psycopg.connect(admin, autocommit=True) as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
             connection.execute(f"CREATE DATABASE {DATABASE}")
-            name = connection.info.dbname
-        dsn = admin.replace(f"/{name}", f"/{DATABASE}", 1)
+        dsn = re.sub(r"(?<=://)([^/]*)/[^?]*", rf"\1/{DATABASE}", admin, count=1)
         migrate.upgrade(dsn)
         yield dsn
 

@@ -16,7 +16,6 @@ import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -25,7 +24,8 @@ SECONDS = 30  # any single command; a page takes a tenth of a second
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element in WebDriver's answers
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run",
-    "--disable-sync", "--disable-component-update", "--disable-default-apps", "--disable-extensions", "--no-proxy-server", "--hide-scrollbars",
+    "--disable-sync", "--disable-component-update", "--disable-default-apps", "--disable-extensions", "--no-proxy-server",
+    "--hide-scrollbars",
 )  # fmt: skip
 
 
@@ -101,7 +101,8 @@ def browser() -> Iterator[Browser]:
     """A Chromium with a profile of its own, ended with the block."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
-    assert chromium and driver, "no Chromium with chromedriver here: apt-get install chromium chromium-driver"
+    assert chromium, "no Chromium here: apt-get install chromium"
+    assert driver, "no chromedriver here: apt-get install chromium-driver"
     with (
         tempfile.TemporaryDirectory() as profile,
         subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process,

@@ -97,15 +97,16 @@ def _workers(connection: psycopg.Connection[Any], now: datetime, *, alive: bool)
         lives = stopped is None and alive
         stopped_at = None if stopped is None else now - timedelta(seconds=stopped)
         if stopped is None and not alive:
-            stopped_at, last_exit = now - timedelta(minutes=6), "ok"
+            stopped_at = now - timedelta(minutes=6)
         beat = now - timedelta(seconds=4) if lives else stopped_at
         found = connection.execute(
-            "INSERT INTO jobrunner.workers (name, host, pid, kind, version, queues, tasks, slots, started_at, heartbeat_at, lease_expires_at, "
-            "stopped_at, last_exit, rss_bytes, succeeded_count, failed_count, crashed_count) "
+            "INSERT INTO jobrunner.workers (name, host, pid, kind, version, queues, tasks, slots, started_at, heartbeat_at, "
+            "lease_expires_at, stopped_at, last_exit, rss_bytes, succeeded_count, failed_count, crashed_count) "
             "VALUES (%s, %s, %s, %s, '0.1.0', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING id",
             (
                 name, host, pid, kind, queues, tasks, slots, now - timedelta(seconds=started), beat,
-                (beat or now) + timedelta(hours=1 if lives else 0), stopped_at, last_exit, rss, done, failed, crashed,
+                (beat or now) + timedelta(hours=1 if lives else 0), stopped_at,
+                last_exit or (None if lives else "ok"), rss, done, failed, crashed,
             ),
         ).fetchone()  # fmt: skip
         assert found is not None
@@ -140,8 +141,9 @@ def _attempts(connection: psycopg.Connection[Any], job_id: int, task: str, queue
     for attempt, before in ((1, 85), (2, 45), (3, 0)):
         ended = finished_at - timedelta(seconds=before)
         connection.execute(
-            "INSERT INTO jobrunner.job_attempts (job_id, attempt, lease, worker_id, task, queue, started_at, finished_at, outcome, error_type, "
-            "message, traceback, fingerprint, exit_cause, run_ms, cpu_ms) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            "INSERT INTO jobrunner.job_attempts (job_id, attempt, lease, worker_id, task, queue, started_at, finished_at, outcome, "
+            "error_type, message, "
+            "traceback, fingerprint, exit_cause, run_ms, cpu_ms) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
                 job_id, attempt, attempt, worker, task, queue, ended - timedelta(seconds=30 if attempt < 3 else 1), ended,
                 "failed" if attempt == 3 else "retried", "shop.http.UpstreamTimeout", "no answer from api.mail.example in 30 s", TRACEBACK,
@@ -164,7 +166,8 @@ def _live(connection: psycopg.Connection[Any], now: datetime, workers: list[int]
         connection, "report.daily", "reports", {"day": "2026-11-24"}, created_at=now, run_at=now + timedelta(hours=7, minutes=12)
     )
     ids["retrying"] = _insert(
-        connection, "sync_crm", "default", {"account": "globex"}, created_at=now - timedelta(seconds=125), run_at=now + timedelta(seconds=48),
+        connection, "sync_crm", "default", {"account": "globex"}, created_at=now - timedelta(seconds=125),
+        run_at=now + timedelta(seconds=48),
         attempt=2, lease=2, last_error_type="shop.http.UpstreamTimeout", last_error="no answer from crm.example in 30 s", last_error_at=now,
     )  # fmt: skip
     _attempts(connection, ids["retrying"], "sync_crm", "default", now - timedelta(seconds=2), workers[0])
@@ -182,7 +185,8 @@ def _insert(connection: psycopg.Connection[Any], task: str, queue: str, args: di
     values = {"task": task, "queue": queue, "args": Jsonb(args), **columns}
     names = ", ".join(values)
     marks = ", ".join(f"%({name})s" for name in values)
-    found = connection.execute(f"INSERT INTO jobrunner.jobs ({names}) VALUES ({marks}) RETURNING id", values).fetchone()  # type: ignore[arg-type]
+    statement = f"INSERT INTO jobrunner.jobs ({names}) VALUES ({marks}) RETURNING id"
+    found = connection.execute(statement, values).fetchone()
     assert found is not None
     return int(found[0])
 
