@@ -6,38 +6,51 @@ It must not retry (callers know how long to wait) nor print a password.
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
-from jobrunner.errors import DatabaseUnreachable
+from jobrunner.errors import ConfigurationError, DatabaseUnreachable
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
     from jobrunner.settings import Dsn
 
-CONNECT_TIMEOUT = 10  # seconds
+CONNECT_TIMEOUT = 10  # seconds, for each address that the host name stands for
 # A half-open connection (cable, NAT, failover) is noticed within about a quarter of a minute instead of hours.
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 
-# What libpq and the server say → the reason in our words, and what to do.
+_IS_IT_RUNNING = "try:   pg_isready {place}"
+_AGAIN = "try:   the same again in a moment"
+_PASSWORD = "try:   postgresql://user:password@host/database, or PGPASSWORD, or ~/.pgpass"  # noqa: S105  a text
+_POOLER = "try:   fewer workers, a larger max_connections, or a pooler in front"
+
+# What libpq, the server and PgBouncer say → the reason in our words, and what to do. The first that fits, so the narrow go first.
 _REASONS = tuple(
     (re.compile(pattern, re.IGNORECASE), reason, hint)
     for pattern, reason, hint in (
-        ("password authentication failed", "password refused", "check the user and the password in the address"),
-        ("no password supplied", "it wants a password and the address has none", "postgresql://user:password@host/database"),
-        ("role .* does not exist", "no such user", "createuser NAME, or another user in the address"),
-        ("database .* does not exist", "no such database", "createdb NAME, or another database in the address"),
-        (r"no pg_hba\.conf entry", "the server does not let this host or user in", "pg_hba.conf on the server decides that"),
-        ("too many clients|remaining connection slots", "too many connections", "raise max_connections, or use a pooler"),
-        ("could not translate host name|Name or service not known|failed to resolve", "unknown host", "check the host name"),
-        ("Connection refused", "connection refused", "is PostgreSQL running there?   pg_isready -d '<address>'"),
-        ("No such file or directory", "no server on that socket", "is PostgreSQL running there?   pg_isready -d '<address>'"),
-        ("timeout expired|timed out", "no answer in time", "check host, port and firewall"),
-        ("server does not support SSL|SSL error|certificate", "TLS refused", "check sslmode in the address"),
-        ("starting up|in recovery mode", "the server is starting up", "again in a moment"),
-        ("shutting down", "the server is shutting down", "again in a moment"),
+        ("password authentication failed|SASL authentication failed|wrong password", "password refused", _PASSWORD),
+        ("no password supplied|no password was provided", "it asks for a password and the address has none", _PASSWORD),
+        ("(peer|ident|certificate|GSSAPI|LDAP|PAM|RADIUS) authentication failed", "login refused: {0}", "see:   pg_hba.conf on the server"),
+        ("role .* does not exist|no such user", "no such user", "try:   createuser {place} --login {user}"),
+        ("role .* is not permitted to log in", "the user may not log in", 'try:   ALTER ROLE "{user}" LOGIN'),
+        ("database .* does not exist|no such database", "no such database", "try:   createdb {place} --owner {user} {database}"),
+        ("permission denied for database", "the user may not connect to this database", 'try:   GRANT CONNECT ON DATABASE … TO "{user}"'),
+        (r"no pg_hba\.conf entry.*no encryption", "the server lets nobody in without TLS", "try:   sslmode=require in the address"),
+        (r"pg_hba\.conf", "the server does not let this host or user in", "see:   pg_hba.conf on the server"),
+        ("too many (clients|connections)|connection slots are reserved|no more connections allowed", "too many connections", _POOLER),
+        ("could not translate host name|not known|failed to resolve|No address associated", "unknown host", "try:   getent hosts {host}"),
+        ("Connection refused", "connection refused", _IS_IT_RUNNING),
+        ("No such file or directory", "no server on that socket", _IS_IT_RUNNING),
+        ("No route to host|Network is unreachable", "no route to that host", _IS_IT_RUNNING),
+        ("starting up|not yet accepting connections|in recovery mode", "the server is starting up", _AGAIN),
+        ("shutting down", "the server is shutting down", _AGAIN),
+        ("SSL|certificate|TLS", "TLS refused: {0}", "see:   sslmode and sslrootcert of the address"),
+        ("timeout|timed out", "no answer in time", "see:   host, port, firewall;   pg_isready {place}"),
+        ("closed the connection|reset by peer|broken pipe|EOF detected", "the connection was closed", _AGAIN),
     )
 )
 
@@ -45,23 +58,66 @@ _REASONS = tuple(
 def connect(dsn: Dsn, *, application_name: str = "jobrunner", **options: Any) -> Connection[Any]:
     """Open a connection in autocommit mode without prepared statements (they do not survive a transaction-mode pooler).
 
+    Args:
+        dsn: what it says about time-outs and keepalives goes before our own.
+        application_name: how the session is called in pg_stat_activity.
+        options: more of `psycopg.connect`; they go before everything else.
+
     Raises:
         DatabaseUnreachable: with the reason in words; never the password.
+        ConfigurationError: libpq cannot read the address.
     """
-    settings = {"connect_timeout": CONNECT_TIMEOUT, "application_name": application_name, **_KEEPALIVES, **options}
     try:
-        return psycopg.connect(dsn.url, autocommit=True, prepare_threshold=None, **settings)
+        given = conninfo_to_dict(dsn.url)
+    except psycopg.ProgrammingError:  # its text may hold a part of the password, so it is no cause either
+        raise ConfigurationError(
+            f"{dsn.origin} is not an address that PostgreSQL's client library can read",
+            hint="try:   percent-encode : / ? # [ ] @ % in the password (%3A %2F %3F %23 %5B %5D %40 %25)",
+        ) from None
+    ours = {"connect_timeout": CONNECT_TIMEOUT, **_KEEPALIVES}
+    settings: dict[str, Any] = {name: value for name, value in ours.items() if name not in given}
+    settings |= {"application_name": application_name, "autocommit": True, "prepare_threshold": None, **options}
+    try:
+        return psycopg.connect(dsn.url, **settings)
     except psycopg.OperationalError as error:
         raise explain(error, dsn) from error
 
 
 def explain(error: BaseException, dsn: Dsn) -> DatabaseUnreachable:
-    """What an OperationalError of psycopg or SQLAlchemy means for somebody who wanted to connect to `dsn`."""
+    """What an OperationalError of psycopg or SQLAlchemy means for somebody who wanted to connect to `dsn`.
+
+    The sentences are recognised in English. A server that speaks another language is quoted as it is.
+    """
     original = getattr(error, "orig", None) or error
-    text = str(original)
+    known = {name: str(value) for name, value in conninfo_to_dict(dsn.url).items()}
+    text = _without_password(str(original), known.get("password"))
     for pattern, reason, hint in _REASONS:
         if pattern.search(text):
-            return DatabaseUnreachable(dsn.target, reason, origin=dsn.origin, hint=f"try:   {hint}")
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(original).__name__]
-    password = psycopg.conninfo.conninfo_to_dict(dsn.url).get("password")
-    return DatabaseUnreachable(dsn.target, lines[-1].replace(str(password), "***") if password else lines[-1], origin=dsn.origin)
+            line = _telling_line(text, pattern)
+            return DatabaseUnreachable(dsn.target, reason.format(line), origin=dsn.origin, hint=hint.format(**_words(known)))
+    return DatabaseUnreachable(dsn.target, _telling_line(text) or type(original).__name__, origin=dsn.origin)
+
+
+def _words(known: dict[str, str]) -> dict[str, str]:
+    """What a hint may name, ready for a shell; never the password."""
+    host, port = known.get("host") or known.get("hostaddr", ""), known.get("port", "")
+    place = " ".join(f"{option} {shlex.quote(value)}" for option, value in (("-h", host), ("-p", port)) if value)
+    user = known.get("user", "")
+    return {
+        "place": place,
+        "host": shlex.quote(host),
+        "user": shlex.quote(user or "NAME"),
+        "database": shlex.quote(known.get("dbname") or user or "NAME"),
+    }
+
+
+def _telling_line(text: str, pattern: re.Pattern[str] | None = None) -> str:
+    """The line that says why, without libpq's words about where: the one that fits, else the last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    fitting = [line for line in lines if pattern and pattern.search(line)] or lines[-1:]
+    said = re.sub(r"^.*?\bfailed: (?=\S)|^connection is bad: ", "", fitting[0]) if fitting else ""
+    return re.sub(r"^.*?\bfailed: (?=\S)|^FATAL:\s+", "", said)
+
+
+def _without_password(text: str, password: str | None) -> str:
+    return text.replace(password, "***") if password else text

@@ -7,6 +7,7 @@ rows that committed late, were retried, or are more urgent.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,8 @@ class Claimer:
         self.idle = False
         self._floors: dict[tuple[int, str], Floor | None] = {}  # keyed so that sorting puts urgent ones first
         self._scan_at = 0.0
-        self._scan_cost = 0.0
+        self._scanned_at = 0.0
+        self._scan_costs: deque[float] = deque([0.0], maxlen=3)
         self._turn = 0
 
     def wake(self) -> None:
@@ -68,16 +70,24 @@ class Claimer:
             if full:
                 self.next_at = 0.0
                 return taken
-        if clock.monotonic() < self._scan_at - RESCAN + self._scan_cost * SCAN_SHARE:
-            self.next_at = self._scan_at
+        allowed_at = self._scanned_at + self._scan_pause()
+        if clock.monotonic() < allowed_at:
+            self.next_at = allowed_at
             return taken
         due_in = self._scan(store)
         full = self._claim_known(store, worker_id, room, taken) if self._floors else False
-        self._scan_cost = clock.monotonic() - began
-        self._scan_at = clock.monotonic() + max(RESCAN, self._scan_cost * SCAN_SHARE)
+        self._scanned_at = clock.monotonic()
+        self._scan_costs.append(self._scanned_at - began)
+        self._scan_at = self._scanned_at + max(RESCAN, self._scan_pause())
         self.idle = not taken and not full
         self.next_at = 0.0 if full else clock.monotonic() + (min(self.poll, due_in) if not taken else min(self.poll, due_in, RESCAN))
         return taken
+
+    def _scan_pause(self) -> float:
+        """How long a scan must wait after the last: nothing while scans are cheap. The least of the last three, since a busy
+        machine makes single ones slow."""
+        cost = min(self._scan_costs) * SCAN_SHARE
+        return cost if cost > RESCAN else 0.0
 
     def _scan(self, store: Store) -> float:
         """Find the pairs that have something due and drop their floors. Returns seconds until the next one is due."""

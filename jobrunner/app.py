@@ -1,0 +1,214 @@
+"""Owns `JobRunner`, what an application holds: its tasks, its database, and the way to both.
+
+It must not do the work itself, nor import Flask: `jobrunner.flask` knows that side.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+import weakref
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+from jobrunner.errors import ConfigurationError
+from jobrunner.handle import Job
+from jobrunner.loading import find_jobrunner
+from jobrunner.payload import decode_args
+from jobrunner.policies import Policy
+from jobrunner.settings import MAX_PAYLOAD_BYTES, Dsn, find_dsn, parse_dsn
+from jobrunner.tasks import AsyncTask, Registry, Task, TaskDecorator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from typing import Unpack
+
+    from flask import Flask
+
+    from jobrunner.policies import EnqueueOptions, Options, PolicyOptions
+    from jobrunner.store import Database
+
+__all__ = ["JobRunner", "find_jobrunner"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_OFF = {"0", "false", "no", "off"}
+
+
+class JobRunner:
+    """The tasks of an application and the database their jobs are in. Thread-safe; a forked child gets connections of its own.
+
+    Args:
+        app: a Flask app; or call `init_app` later.
+        dsn: the database; without it `JOBRUNNER_DSN`, the Flask config, `DATABASE_URL`, then the embedded PostgreSQL.
+        session: a Session, scoped_session (`db.session`) or function that gives one: `enqueue` then writes in its transaction.
+        max_payload_bytes: of one job's arguments as JSON; above 0.
+        wakeups: whether to send hints to idle workers; without them they find jobs by polling.
+        name: shown where several applications share a database.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        dsn: str | None = None,
+        session: Any = None,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        wakeups: bool = True,
+        name: str | None = None,
+    ) -> None:
+        if max_payload_bytes <= 0:
+            raise ConfigurationError(f"JobRunner(max_payload_bytes={max_payload_bytes!r}): expected a number of bytes above 0")
+        self.name = name
+        self.session = session
+        self.max_payload_bytes = max_payload_bytes
+        self.registry = Registry()
+        self.wakeups = wakeups and os.environ.get("JOBRUNNER_WAKEUPS", "").strip().lower() not in _OFF
+        self.app: Flask | None = None
+        self._dsn = parse_dsn(dsn, "JobRunner(dsn=…)") if dsn is not None else None
+        self._lock = threading.Lock()
+        self._database: Database | None = None
+        self._found: Dsn | None = None
+        _known.add(self)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Connect a Flask app: its config, an app context around each job, `flask jobs`.
+
+        Raises:
+            ConfigurationError: the app has another JobRunner already, or a JOBRUNNER_* value is malformed.
+        """
+        from jobrunner import flask  # the only place where Flask is needed; plain use works without it installed
+
+        flask.init(app, self)
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: None = None, /, *, name: str | None = None, **policy: Unpack[PolicyOptions]) -> TaskDecorator: ...
+    def task(self, function: Any = None, /, *, name: str | None = None, **policy: Any) -> Any:
+        """Make a function a task; with or without parentheses, on `def` and `async def`.
+
+        Args:
+            function: what workers run.
+            name: stored in the rows; `function.__name__` by default.
+            **policy: see `jobrunner.policies.Policy`; durations are seconds, a timedelta, or text such as '90s'.
+
+        Raises:
+            ConfigurationError: a value is out of range (the message names the parameter), the name is taken by another function, or
+                the function cannot be a task.
+        """
+        checked = Policy().with_values(policy, "@jobs.task")  # here, so that the traceback ends at the decorator's own line
+        if function is None:
+            return lambda decorated: self.registry.register(decorated, name, checked, self)
+        return self.registry.register(function, name, checked, self)
+
+    @property
+    def dsn(self) -> Dsn:
+        """The database, found at first use. With nothing configured this starts the embedded PostgreSQL and says so once."""
+        found = self.configured_dsn()
+        if found is None:
+            found = self._found = _embedded()
+        return found
+
+    def configured_dsn(self) -> Dsn | None:
+        """The configured database or the one in use; None when there is none yet. Starts nothing."""
+        if self._found is None:
+            self._found = self._dsn or find_dsn(config=self.app.config if self.app is not None else None)
+        return self._found
+
+    def use_dsn(self, dsn: str, origin: str = "--dsn") -> None:
+        """Take another database from now on; for the command line, whose `--dsn` comes first."""
+        self._dsn = parse_dsn(dsn, origin)
+        self.close()
+
+    @property
+    def database(self) -> Database:
+        """The pool of connections; made at first use."""
+        database = self._database
+        if database is None:
+            from jobrunner.store import Database  # SQLAlchemy takes a quarter of a second to import
+
+            dsn = self.dsn
+            with self._lock:
+                if self._database is None:
+                    self._database = Database(dsn)
+                    weakref.finalize(self, self._database.close)
+                database = self._database
+        return database
+
+    def close(self) -> None:
+        """Close pooled connections; the next use finds the database anew."""
+        with self._lock:
+            database, self._database, self._found = self._database, None, None
+        if database is not None:
+            database.close()
+
+    def enqueue(self, task_name: str, args: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]) -> Job[Any]:
+        """Write a job of a task known by name, with its arguments as JSON data (dates as text), as the row would hold them.
+
+        Raises:
+            UnknownTask: no such task; the message has the closest names.
+            InvalidPayload: an argument is missing, unexpected, or does not fit its annotation.
+        """
+        task = self.registry[task_name]
+        positional, named = decode_args(task, args or {})
+        bound = task.options(**options)
+        return bound.enqueue(*positional, **named)
+
+    def job(self, job_id: int) -> Job[Any]:
+        """The job with that id. Raises JobNotFound."""
+        return Job[Any](self, job_id, "").refresh()
+
+    def execution_context(self) -> AbstractContextManager[Any]:
+        """What a worker enters around each job: a fresh Flask app context, or nothing."""
+        return self.app.app_context() if self.app is not None else nullcontext()
+
+    def submit(self, task: Task[..., Any], options: Options, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[Any]:
+        """Write one job; use `task.enqueue`."""
+        return _enqueue().submit(self, task, options, args, kwargs)  # type: ignore[no-any-return]
+
+    def submit_many(self, task: Task[..., Any], options: Options, calls: Iterable[Any]) -> Sequence[int]:
+        """Write one job per call; use `task.enqueue_many`."""
+        return _enqueue().submit_many(self, task, options, calls)  # type: ignore[no-any-return]
+
+    def wake(self, queue: str) -> None:
+        """Send a hint that `queue` has work, now; never raises for a database that does not answer."""
+        if self.wakeups:
+            from jobrunner.wakeups import waker_of
+
+            waker_of(self.database.dsn).wake(queue)
+
+    def __repr__(self) -> str:
+        label = self.name or (self.app.import_name if self.app is not None else "")
+        return f"<JobRunner{' ' + label if label else ''}, {len(self.registry)} tasks>"
+
+
+def _enqueue() -> Any:
+    return sys.modules.get("jobrunner.enqueue") or importlib.import_module("jobrunner.enqueue")
+
+
+def _embedded() -> Dsn:
+    from jobrunner.embedded import start_project
+
+    dsn = str(start_project().dsn)
+    print(f"jobrunner: no database is configured: using this project's own PostgreSQL, {dsn}", file=sys.stderr)  # noqa: T201
+    return parse_dsn(dsn, "the embedded PostgreSQL")
+
+
+def _after_fork() -> None:
+    # The pool's sockets belong to the parent; closing them here would end its sessions.
+    for jobs in list(_known):
+        jobs._lock = threading.Lock()  # noqa: SLF001
+        if jobs._database is not None:  # noqa: SLF001
+            jobs._database.engine.dispose(close=False)  # noqa: SLF001
+
+
+_known: weakref.WeakSet[JobRunner] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork)

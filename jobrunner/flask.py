@@ -1,0 +1,78 @@
+"""Owns Jobrunner's side of Flask: the extension, its config keys, and `flask jobs`.
+
+It must not import the command line or the worker before `flask jobs` is used. With `web`, it is the only module that imports Flask.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import weakref
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+from flask import Flask  # noqa: TC002  this module is where Flask is needed
+
+from jobrunner.errors import ConfigurationError
+from jobrunner.settings import parse_size
+
+if TYPE_CHECKING:
+    from jobrunner.app import JobRunner
+
+EXTENSION = "jobrunner"
+_FALSE = {"0", "false", "no", "off", ""}
+
+
+class _Jobs(click.Group):
+    """`flask jobs`: stands for the group of `jobrunner`, which is imported when it is used."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
+        """The context of the real group: click then invokes that one, with its options, its errors and its exit codes."""
+        # By name: the command line stands above this module and uses it.
+        cli = cast("click.Group", importlib.import_module("jobrunner.cli").cli)
+        return cli.make_context(info_name, args, parent, **extra)
+
+
+jobs_group = _Jobs("jobs", help="Background jobs: the commands of `jobrunner` for this app.")
+
+
+def init(app: Flask, jobs: JobRunner) -> None:
+    """Connect an app and a JobRunner; what `JobRunner.init_app` does.
+
+    Config keys: `JOBRUNNER_DSN` (else `SQLALCHEMY_DATABASE_URI`), `JOBRUNNER_MAX_PAYLOAD_BYTES`, `JOBRUNNER_WAKEUPS`. The first two
+    are read when the database is first used, so they may be set after this call.
+
+    Raises:
+        ConfigurationError: the app has another JobRunner, or a value is malformed.
+    """
+    known = app.extensions.get(EXTENSION)
+    if known is not None and known is not jobs:
+        raise ConfigurationError(
+            f"the Flask app {app.name!r} has a JobRunner already", hint="one JobRunner per app; import the one that is there"
+        )
+    if "JOBRUNNER_MAX_PAYLOAD_BYTES" in app.config:
+        jobs.max_payload_bytes = parse_size(app.config["JOBRUNNER_MAX_PAYLOAD_BYTES"], "JOBRUNNER_MAX_PAYLOAD_BYTES")
+    if "JOBRUNNER_WAKEUPS" in app.config and not _truth(app.config["JOBRUNNER_WAKEUPS"]):
+        jobs.wakeups = False
+    app.extensions[EXTENSION] = jobs
+    if jobs.app is not app:
+        jobs.app = app
+        jobs.close()  # another app, another database
+    app.cli.add_command(jobs_group)
+    os.register_at_fork(after_in_child=functools.partial(_forget_connections, weakref.ref(app)))
+
+
+def _forget_connections(app_ref: weakref.ref[Flask]) -> None:
+    """In a forked child: what Flask-SQLAlchemy opened at import belongs to the parent; two processes on one socket garble each other."""
+    app = app_ref()
+    extension = app.extensions.get("sqlalchemy") if app is not None else None
+    if app is None or extension is None:
+        return
+    with app.app_context():
+        for engine in getattr(extension, "engines", {}).values():  # Flask-SQLAlchemy >= 3
+            engine.dispose(close=False)
+
+
+def _truth(value: Any) -> bool:
+    return value.strip().lower() not in _FALSE if isinstance(value, str) else bool(value)

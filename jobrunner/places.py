@@ -1,0 +1,148 @@
+"""Owns where jobs are written: in a short transaction of their own, or in the transaction of the caller's Session or Connection.
+
+It must not begin, commit or roll back anything of the caller's.
+"""
+
+from __future__ import annotations
+
+import select
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import psycopg
+import sqlalchemy as sa
+from psycopg import errors as pg
+from sqlalchemy.orm import Session
+
+from jobrunner import commits, schema
+from jobrunner.errors import ConfigurationError, SchemaMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from jobrunner.commits import Hint
+    from jobrunner.inserting import Statement
+    from jobrunner.store import Database
+
+
+class OwnTransaction:
+    """Each statement commits by itself, but for those inside `together()`, which commit at its end."""
+
+    can_copy = True
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._held: psycopg.Connection[Any] | None = None
+
+    def rows(self, statement: Statement, parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """Run one statement and give its rows."""
+        if self._held is not None:
+            return self._held.execute(statement.raw, parameters).fetchall()
+        with _pooled(self._database) as connection:
+            return connection.execute(statement.raw, parameters).fetchall()
+
+    @contextmanager
+    def together(self) -> Iterator[psycopg.Connection[Any]]:
+        """One transaction around several statements; gives the connection, for COPY."""
+        with _pooled(self._database) as connection, connection.transaction():
+            self._held = connection
+            try:
+                yield connection
+            finally:
+                self._held = None
+
+    def written(self, _count: int, hint: Hint | None) -> None:
+        """Jobs are committed: the hint may go out."""
+        if hint is not None:
+            waker, queue = hint
+            waker.wake(queue)
+
+
+class CallersTransaction:
+    """Everything is part of the caller's transaction and savepoint; an error is the caller's to roll back."""
+
+    def __init__(self, connection: sa.Connection, session: Session | None = None) -> None:
+        self._connection = connection
+        self._session = session
+        self.can_copy = isinstance(connection.connection.driver_connection, psycopg.Connection)
+
+    def rows(self, statement: Statement, parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """Run one statement and give its rows."""
+        return self._connection.execute(statement.core, parameters).fetchall()
+
+    @contextmanager
+    def together(self) -> Iterator[psycopg.Connection[Any]]:
+        """Nothing to begin; gives the driver's connection, which can COPY when it is psycopg's (`can_copy`)."""
+        yield cast("psycopg.Connection[Any]", self._connection.connection.driver_connection)
+
+    def written(self, count: int, hint: Hint | None) -> None:
+        """Jobs are in the caller's transaction: the hint goes out after its commit."""
+        if self._session is not None:
+            commits.watch_session(self._session, count, hint)
+        else:
+            commits.watch_connection(self._connection, hint)
+
+
+Place = OwnTransaction | CallersTransaction
+
+
+def in_session(given: object) -> CallersTransaction:
+    """The transaction of a Session, of what a scoped_session (`db.session`) stands for now, or of what a function returns.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    session = given if isinstance(given, Session) else given() if callable(given) else given
+    if not isinstance(session, Session):
+        expected = "a SQLAlchemy Session, a scoped_session such as db.session, or a function that returns one"
+        hint = "in async code: await session.run_sync(lambda session: task.options(session=session).enqueue(…))"
+        raise ConfigurationError(
+            f"session={type(session).__name__}: expected {expected}",
+            hint=hint if hasattr(session, "sync_session") else "",
+        )
+    return CallersTransaction(session.connection(bind_arguments={"clause": schema.jobs}), session)
+
+
+def on_connection(given: object) -> CallersTransaction:
+    """The transaction of a SQLAlchemy Connection. Raises ConfigurationError for anything else."""
+    if not isinstance(given, sa.Connection):
+        raise ConfigurationError(
+            f"connection={type(given).__name__}: expected a SQLAlchemy Connection", hint="an ORM session goes in session=…"
+        )
+    return CallersTransaction(given)
+
+
+@contextmanager
+def _pooled(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    fairy = database.engine.raw_connection()
+    connection = fairy.driver_connection
+    assert isinstance(connection, psycopg.Connection)  # noqa: S101  `Database` makes no other
+    while _hung_up(connection):
+        # The server or a pooler closed it while it lay in the pool. Asking the socket costs a microsecond; finding out by sending
+        # the INSERT would leave the caller not knowing whether the job exists.
+        fairy.invalidate()
+        fairy.close()
+        fairy = database.engine.raw_connection()
+        connection = fairy.driver_connection
+        assert isinstance(connection, psycopg.Connection)  # noqa: S101
+    try:
+        yield connection
+    except pg.UndefinedTable as error:
+        raise SchemaMissing(database.dsn.target) from error
+    finally:
+        if connection.closed or connection.broken:
+            fairy.invalidate()
+        fairy.close()
+
+
+def _hung_up(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the other side ended an idle connection.
+
+    Unasked-for news on a connection that listens to nothing is a farewell, or something as rare as a changed server setting: not
+    worth telling apart.
+    """
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
