@@ -39,7 +39,7 @@ class OwnTransaction:
         if self._held is not None:
             return self._held.execute(statement.raw, parameters).fetchall()
         with _pooled(self._database) as connection:
-            return connection.execute(statement.raw, parameters).fetchall()
+            return connection.execute(statement.raw, parameters, prepare=True).fetchall()
 
     @contextmanager
     def together(self) -> Iterator[psycopg.Connection[Any]]:

@@ -41,6 +41,8 @@ _SEQUENCES: dict[Ending, tuple[str, ...]] = {
     Ending.ABORT: ("abort",),
 }
 
+_ONLY_WHEN_ASKED = 2**31  # executions before psycopg prepares a statement by itself
+
 _TRANSIENT = (
     pg.DeadlockDetected,
     pg.SerializationFailure,
@@ -253,8 +255,7 @@ class Database:
 
     def __init__(self, dsn: Dsn, *, pool_size: int = 5) -> None:
         self.dsn = dsn
-        # Autocommit: one statement is one transaction and one round trip. No prepared statements: they would have to survive
-        # between transactions, which a transaction-mode pooler does not promise.
+        # Autocommit: one statement is one transaction and one round trip.
         self.engine = sa.create_engine(
             dsn.sqlalchemy_url,
             isolation_level="AUTOCOMMIT",
@@ -265,6 +266,7 @@ class Database:
             pool_use_lifo=True,
             connect_args={"prepare_threshold": None, "application_name": "jobrunner", "connect_timeout": 10},
         )
+        sa.event.listen(self.engine, "connect", _allow_preparing)
 
     @contextmanager
     def store(self) -> Iterator[Store]:
@@ -282,6 +284,17 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections; the next use opens new ones."""
         self.engine.dispose()
+
+
+def _allow_preparing(connection: Connection[Any], _record: object) -> None:
+    """Statements that ask for it are prepared, on a direct connection only.
+
+    Behind a pooler a prepared statement may be looked for in another server process. A pooler shows: the process that answers is
+    not the one that the connection was told of.
+    """
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    if row is not None and row[0] == connection.info.backend_pid:
+        connection.prepare_threshold = _ONLY_WHEN_ASKED
 
 
 def _claim_order(job: ClaimedJob) -> tuple[datetime, int]:

@@ -32,7 +32,11 @@ COMMIT_POLL = 0.002  # seconds between looks at a transaction that is being comm
 COMMIT_TIMEOUT = 10.0  # seconds after which a hint for a commit that does not end is dropped
 EXIT_TIMEOUT = 1.0  # seconds that the end of the process waits for the last hint
 
-_NOTIFY = "SELECT pg_notify(%s, queue) FROM unnest(%s::text[]) AS queue"
+# A NOTIFY takes a transaction id, so its commit would wait for the disk: for a hint that nobody needs after a crash.
+_NOTIFY = (
+    "SELECT pg_notify(%s, queue) FROM unnest(%s::text[]) AS queue, "
+    "(SELECT set_config('synchronous_commit', 'off', true) OFFSET 0) AS this_transaction_only"
+)
 
 
 class _Asked(NamedTuple):

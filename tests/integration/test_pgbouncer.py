@@ -1,0 +1,100 @@
+"""Through PgBouncer in transaction mode: the server process changes from transaction to transaction."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import subprocess
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from jobrunner import JobRunner
+from tests.support.waiting import wait_until
+from tests.support.workers import Ledger, rows, states, workers
+
+
+@pytest.fixture
+def pooled(fresh_dsn, tmp_path):
+    """The address of a PgBouncer before `fresh_dsn`, with two server connections for all."""
+    parts = urlsplit(fresh_dsn)
+    known = {key: values[0] for key, values in parse_qs(parts.query).items()}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    users = tmp_path / "users.txt"
+    users.write_text(f'"{parts.username}" ""\n')
+    config = tmp_path / "pgbouncer.ini"
+    config.write_text(
+        f"[databases]\npooled = host={known['host']} port={known['port']} dbname={parts.path[1:]} user={parts.username}\n"
+        f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\nunix_socket_dir=\nauth_type=any\nauth_file={users}\n"
+        "pool_mode=transaction\ndefault_pool_size=2\nmin_pool_size=2\nmax_client_conn=100\n"
+    )
+    options = {}
+    if os.geteuid() == 0:  # it refuses to be root; the owner of the server's socket may pass
+        owner = pwd.getpwuid(Path(known["host"]).stat().st_uid)
+        for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+            directory.chmod(directory.stat().st_mode | 0o055)
+        options = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+    dsn = f"postgresql://{parts.username}@127.0.0.1:{port}/pooled"
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(["pgbouncer", str(config)], stdout=log, stderr=log, **options)
+    try:
+        wait_until(lambda: _answers(dsn), timeout=10, what=f"PgBouncer to answer: {(tmp_path / 'log').read_text()}")
+        yield dsn
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(dsn):
+    try:
+        psycopg.connect(dsn, prepare_threshold=None).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@pytest.mark.needs("pgbouncer")
+def test_the_same_through_a_transaction_mode_pooler(pooled, fresh_dsn, tmp_path):
+    """Enqueue in own and callers' transactions, in bulk and unique, and a worker that drains: all work through PgBouncer."""
+    jobs = JobRunner(dsn=pooled)
+
+    @jobs.task
+    def work(number: int, seconds: float = 0.0) -> int:
+        return number
+
+    for number in range(30):
+        work.enqueue(number)
+    work.enqueue_many([(number,) for number in range(100, 300)])
+    first, second = (work.options(unique="one").enqueue(1000) for _ in range(2))
+    assert (first.created, second.created, second.id) == (True, False, first.id)
+    engine = sa.create_engine(pooled.replace("postgresql://", "postgresql+psycopg://"), connect_args={"prepare_threshold": None})
+    with engine.begin() as connection:
+        work.options(connection=connection).enqueue(2000)
+    engine.dispose()
+    jobs.close()
+    with workers(pooled, Ledger(tmp_path / "ledger").path, "-c", "2", "--drain") as [worker]:
+        assert worker.wait() == 0
+    assert states(fresh_dsn) == {"succeeded": 232}
+    assert rows(fresh_dsn, "SELECT max(attempt), max(crash_count) FROM jobrunner.v_jobs") == [(1, 0)]
+
+
+def test_a_direct_connection_prepares_its_insert(fresh_dsn):
+    """On a direct connection the INSERT of `enqueue` is parsed once, not once a job."""
+    jobs = JobRunner(dsn=fresh_dsn)
+
+    @jobs.task
+    def work(number: int) -> int:
+        return number
+
+    for number in range(3):
+        work.enqueue(number)
+    with jobs.database.engine.connect() as connection:
+        prepared = connection.scalars(sa.text("SELECT statement FROM pg_prepared_statements")).all()
+    jobs.close()
+    assert len([text for text in prepared if "INSERT INTO jobrunner.jobs" in text]) == 1
