@@ -12,6 +12,7 @@ import psycopg
 
 from jobrunner import clock
 from jobrunner.connecting import connect
+from jobrunner.errors import DatabaseUnreachable
 from jobrunner.store import Store
 from jobrunner.worker.limits import resident_bytes
 from jobrunner.worker.log import logger
@@ -63,7 +64,7 @@ class Heartbeat(threading.Thread):
             try:
                 with connect(self.dsn, application_name="jobrunner-heartbeat") as connection:
                     self._beat(Store(connection), pause)
-            except (psycopg.Error, OSError) as error:
+            except (psycopg.Error, DatabaseUnreachable, OSError) as error:
                 logger.debug("heartbeat failed", extra={"error": type(error).__name__})
             if self.lost or self._stop.wait(min(_RETRY, pause)):
                 return

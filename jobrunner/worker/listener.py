@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from jobrunner.connecting import connect
+from jobrunner.errors import DatabaseUnreachable
 from jobrunner.settings import CHANNEL
 from jobrunner.worker.log import logger
 
@@ -47,7 +48,7 @@ class Listener(threading.Thread):
                     while not self._stop.is_set():
                         if any(notice.payload in self._queues for notice in connection.notifies(timeout=_LOOK, stop_after=1)):
                             self._wake()
-            except (psycopg.Error, OSError) as error:
+            except (psycopg.Error, DatabaseUnreachable, OSError) as error:
                 self.listening.clear()
                 logger.debug("listener lost its connection", extra={"error": type(error).__name__})
                 self._stop.wait(_RETRY)

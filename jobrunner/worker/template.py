@@ -53,6 +53,7 @@ class Template:
                 self._reap()
                 self._watch_lease()
         finally:
+            signal.set_wakeup_fd(-1)  # the children's deaths come after the socket is closed
             self.kill_all()
 
     def _obey(self) -> bool:

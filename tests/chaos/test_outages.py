@@ -33,7 +33,13 @@ def test_stopped_and_started_under_load(durable_server, ledger, how):
             wait_until(lambda: "database away" in worker.text(), timeout=20, what="the worker to notice")
             durable_server.start()
         wait_for_states(dsn, 60, succeeded=600)
+        back = rows(dsn, "SELECT now()")[0][0]
+        wait_until(
+            lambda: rows(dsn, "SELECT max(heartbeat_at) FROM jobrunner.v_workers")[0][0] > back, timeout=15, what="heartbeats to go on"
+        )
+        assert rows(dsn, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'jobrunner-listener'") == [(1,)]
         assert worker.stop() == 0
+        assert "lease lost" not in worker.text()
     assert len(ledger.count("end")) == 600
     assert all(count == 1 for count in ledger.count("begin").values()), "the outage was shorter than the lease: nothing had to run again"
 
