@@ -159,8 +159,8 @@ class JobRunner:
         """
         task = self.registry[task_name]
         positional, named = decode_args(task, args or {})
-        bound = task.options(**options)
-        return bound.enqueue(*positional, **named)
+        # Not `enqueue(**named)`: an argument of the job may be called "self".
+        return self.submit(task, task.options(**options)._options, positional, named)  # noqa: SLF001
 
     def job(self, job_id: int) -> Job[Any]:
         """The job with that id. Raises JobNotFound."""

@@ -36,9 +36,13 @@ _REASONS = tuple(
         ("no password supplied|no password was provided", "it asks for a password and the address has none", _PASSWORD),
         ("(peer|ident|certificate|GSSAPI|LDAP|PAM|RADIUS) authentication failed", "login refused: {0}", "see:   pg_hba.conf on the server"),
         ("role .* does not exist|no such user", "no such user", "try:   createuser {place} --login {user}"),
-        ("role .* is not permitted to log in", "the user may not log in", 'try:   ALTER ROLE "{user}" LOGIN'),
+        ("role .* is not permitted to log in", "the user may not log in", "try:   ALTER ROLE {user} LOGIN"),
         ("database .* does not exist|no such database", "no such database", "try:   createdb {place} --owner {user} {database}"),
-        ("permission denied for database", "the user may not connect to this database", 'try:   GRANT CONNECT ON DATABASE … TO "{user}"'),
+        (
+            "permission denied for database",
+            "the user may not connect to this database",
+            "try:   GRANT CONNECT ON DATABASE {database} TO {user}",
+        ),
         (r"no pg_hba\.conf entry.*no encryption", "the server lets nobody in without TLS", "try:   sslmode=require in the address"),
         (r"pg_hba\.conf", "the server does not let this host or user in", "see:   pg_hba.conf on the server"),
         ("too many (clients|connections)|connection slots are reserved|no more connections allowed", "too many connections", _POOLER),
@@ -67,13 +71,7 @@ def connect(dsn: Dsn, *, application_name: str = "jobrunner", **options: Any) ->
         DatabaseUnreachable: with the reason in words; never the password.
         ConfigurationError: libpq cannot read the address.
     """
-    try:
-        given = conninfo_to_dict(dsn.url)
-    except psycopg.ProgrammingError:  # its text may hold a part of the password, so it is no cause either
-        raise ConfigurationError(
-            f"{dsn.origin} is not an address that PostgreSQL's client library can read",
-            hint="try:   percent-encode : / ? # [ ] @ % in the password (%3A %2F %3F %23 %5B %5D %40 %25)",
-        ) from None
+    given = _read(dsn)
     ours = {"connect_timeout": CONNECT_TIMEOUT, **_KEEPALIVES}
     settings: dict[str, Any] = {name: value for name, value in ours.items() if name not in given}
     settings |= {"application_name": application_name, "autocommit": True, "prepare_threshold": None, **options}
@@ -89,13 +87,29 @@ def explain(error: BaseException, dsn: Dsn) -> DatabaseUnreachable:
     The sentences are recognised in English. A server that speaks another language is quoted as it is.
     """
     original = getattr(error, "orig", None) or error
-    known = {name: str(value) for name, value in conninfo_to_dict(dsn.url).items()}
+    known = _read(dsn)
     text = _without_password(str(original), known.get("password"))
     for pattern, reason, hint in _REASONS:
         if pattern.search(text):
             line = _telling_line(text, pattern)
             return DatabaseUnreachable(dsn.target, reason.format(line), origin=dsn.origin, hint=hint.format(**_words(known)))
     return DatabaseUnreachable(dsn.target, _telling_line(text) or type(original).__name__, origin=dsn.origin)
+
+
+def _read(dsn: Dsn) -> dict[str, str]:
+    """The parts of the address. Refuses one whose password spills into other parts, so that none of them is printed."""
+    try:
+        known = {name: str(value) for name, value in conninfo_to_dict(dsn.url).items()}
+    except psycopg.ProgrammingError:
+        known = {"port": "unreadable"}
+    host = known.get("host", "")
+    spilled = "@" in host and not host.startswith(("@", "/"))  # a socket may have it in its path
+    if spilled or not re.fullmatch(r"[\d,]*", known.get("port", "")):
+        raise ConfigurationError(
+            f"{dsn.origin} is not an address that PostgreSQL's client library can read",
+            hint="try:   percent-encode : / ? # [ ] @ % in the password (%3A %2F %3F %23 %5B %5D %40 %25)",
+        )
+    return known
 
 
 def _words(known: dict[str, str]) -> dict[str, str]:
@@ -115,8 +129,7 @@ def _telling_line(text: str, pattern: re.Pattern[str] | None = None) -> str:
     """The line that says why, without libpq's words about where: the one that fits, else the last."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     fitting = [line for line in lines if pattern and pattern.search(line)] or lines[-1:]
-    said = re.sub(r"^.*?\bfailed: (?=\S)|^connection is bad: ", "", fitting[0]) if fitting else ""
-    return re.sub(r"^.*?\bfailed: (?=\S)|^FATAL:\s+", "", said)
+    return re.sub(r"^(.*\bfailed: (?=\S)|connection is bad: )?(FATAL:\s+)?", "", fitting[0]) if fitting else ""
 
 
 def _without_password(text: str, password: str | None) -> str:

@@ -1,6 +1,6 @@
 """Owns the schema's version: upgrade, check, print as SQL, and the refusals when it does not fit this program.
 
-It must not run by itself: workers and web processes only check. The only other module that talks to the database is `store`.
+It must not run by itself: workers and web processes only check.
 """
 
 from __future__ import annotations
@@ -8,25 +8,82 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
+import random
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import DeadlockDetected, InsufficientPrivilege, LockNotAvailable, ReadOnlySqlTransaction
+from sqlalchemy.exc import DBAPIError
 
 from jobrunner import schema
-from jobrunner.errors import ConfigurationError, SchemaMissing, SchemaOutdated, SchemaTooNew
+from jobrunner.drift import Expected, differences
+from jobrunner.errors import ConfigurationError, SchemaError, SchemaMissing, SchemaOutdated, SchemaTooNew
 from jobrunner.settings import SCHEMA, describe_target, parse_dsn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+logger = logging.getLogger(__name__)
 
 _VERSION_TABLE = "alembic_version"
 # Any number that no other program is likely to use; xact-level, so that it works through a transaction-mode pooler.
 _UPGRADE_LOCK = 7_077_260_914_201_931_001
+_TURN_PAUSE = (0.05, 0.25)  # seconds between two looks at the lock
+
+# A revision waits 2 s for a lock (its own lock_timeout: enqueues queue up behind it), then lets others pass: about a minute in all.
+LOCK_ATTEMPTS = 20
+_LOCK_PAUSE = (0.5, 1.5)  # seconds
+
+# The role is called like our schema, or its search_path says so: its own tables would be made among ours, and its own Alembic
+# would read our version table.
+_SHADOWED = "tables of %(target)s without a schema's name are made in schema %(schema)s: ALTER ROLE that_user SET search_path = public"
+
+# What the owner of the database does about a missing right.
+_MAY_READ = f"GRANT USAGE ON SCHEMA {SCHEMA} TO that_user; GRANT SELECT ON ALL TABLES IN SCHEMA {SCHEMA} TO that_user"
+_MAY_MIGRATE = f"give the address of the schema's owner; or make one: CREATE SCHEMA {SCHEMA} AUTHORIZATION that_user"
+_MAY_COMPARE = "GRANT TEMPORARY ON DATABASE this_database TO that_user; and let it read the schema"
+
+_CONNECTING = {"application_name": "jobrunner-migrate", "connect_timeout": 10}
+# A role's time-outs are meant for its queries; the connection with the lock waits idle for the other. The server looks whether
+# the client is still there (PostgreSQL 14, Linux), so that what a killed upgrade was doing ends, and its locks with it.
+_TRANSACTION_SETTINGS = """
+SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true),
+       set_config('lock_timeout', '2s', true),
+       (SELECT set_config(name, '1s', true) FROM pg_settings
+        WHERE name = 'client_connection_check_interval' AND version() LIKE '%%linux%%')
+"""
+
+# Who holds a lock on a table of ours that lets no DDL pass, longest first.
+_LOCK_HOLDERS = """
+SELECT format('pid %s, %s, %s since %s', a.pid, coalesce(nullif(a.application_name, ''), a.usename), a.state,
+              to_char(a.xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
+FROM pg_stat_activity a
+WHERE a.pid <> pg_backend_pid() AND a.xact_start IS NOT NULL AND a.pid IN (
+    SELECT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+    WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND c.relnamespace = to_regnamespace(:schema)
+)
+ORDER BY a.xact_start LIMIT 5
+"""
+
+_DROP_EMPTY_SCHEMA = f"""
+DO $$ BEGIN
+    IF has_database_privilege(current_database(), 'CREATE') AND to_regnamespace('{SCHEMA}') IS NOT NULL THEN
+        DROP SCHEMA {SCHEMA};
+    END IF;
+EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
+    NULL;
+END $$
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +118,13 @@ def migrations_dir() -> Path:
 
 
 def version(dsn: str) -> SchemaVersion:
-    """Read the schema's version; writes nothing. Raises sqlalchemy.exc.OperationalError when the database does not answer."""
-    with _engine(dsn) as engine, engine.connect() as connection:
+    """Read the schema's version; writes nothing.
+
+    Raises:
+        SchemaError: the user of `dsn` may not read it.
+        sqlalchemy.exc.OperationalError: the database does not answer; `jobrunner.connecting.explain` says why.
+    """
+    with _engine(dsn) as engine, _explained(dsn, _MAY_READ), engine.connect() as connection:
         return _version(connection)
 
 
@@ -78,6 +140,7 @@ def check(dsn: str) -> SchemaVersion:
         SchemaMissing: no schema `jobrunner`.
         SchemaOutdated: older than this program needs.
         SchemaTooNew: a revision that this program does not know.
+        SchemaError: the user of `dsn` may not read it.
     """
     found = version(dsn)
     if found.current is None:
@@ -92,33 +155,44 @@ def check(dsn: str) -> SchemaVersion:
 def upgrade(dsn: str, revision: str = "head") -> tuple[str, ...]:
     """Bring the schema to `revision`; safe when any number of processes do it at once.
 
-    A second connection holds a transaction with an advisory lock while the first migrates, so late comers wait and then find
-    nothing to do. Each revision is its own transaction: a kill in the middle leaves the schema at a whole revision.
+    A second connection holds a transaction with an advisory lock while the first migrates; late comers wait and then find
+    nothing to do. Each revision is its own transaction: a kill in the middle leaves the schema at a whole revision. A revision
+    gives way to running queries after its own lock_timeout, and is tried again for about a minute.
 
     Returns:
         The revisions that were run, oldest first; empty when there was nothing to do.
 
     Raises:
         SchemaTooNew: the schema is newer than this program; it is left alone.
+        SchemaError: the user of `dsn` lacks a right, or others kept the tables locked.
+        sqlalchemy.exc.OperationalError: the database does not answer; `jobrunner.connecting.explain` says why.
     """
-    with _engine(dsn) as engine, engine.connect() as guard, guard.begin():
-        guard.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
-        with engine.connect() as connection:
-            before = _version(connection)
-            connection.rollback()
-            if before.current is not None and not before.known:
-                raise SchemaTooNew(before.current, before.head)
-            if before.up_to_date:
-                return ()
-            command.upgrade(_config(connection=connection), revision)
-            after = _version(connection)
-            return tuple(step for step in before.pending if step not in after.pending)
+    with _engine(dsn) as engine, _explained(dsn, _MAY_MIGRATE), _turn(engine) as guard, engine.connect() as connection:
+        before = _version(connection)
+        connection.rollback()
+        if not before.known:
+            raise SchemaTooNew(str(before.current), before.head)
+        if before.up_to_date:
+            return ()
+        _run_patiently(connection, revision, guard)
+        if connection.scalar(sa.text("SELECT current_schema()")) == SCHEMA:
+            logger.warning(_SHADOWED, {"target": describe_target(dsn), "schema": SCHEMA})
+        after = _version(connection)
+        return tuple(step for step in before.pending if step not in after.pending)
 
 
 def downgrade(dsn: str, revision: str) -> None:
-    """Take the schema back to `revision` (`base` removes the tables and everything in them). For development and tests."""
-    with _engine(dsn) as engine, engine.connect() as connection:
+    """Take the schema back to `revision`. For development and tests.
+
+    `base` removes the tables with everything in them, and the schema itself unless something of somebody else's is in it or
+    the user could not make it again.
+    """
+    with _engine(dsn) as engine, _explained(dsn, _MAY_MIGRATE), _turn(engine), engine.connect() as connection:
         command.downgrade(_config(connection=connection), revision)
+        if _version(connection).current is None:
+            connection.execute(sa.text(f"DROP TABLE IF EXISTS {SCHEMA}.{_VERSION_TABLE}"))
+            connection.execute(sa.text(_DROP_EMPTY_SCHEMA))
+        connection.commit()
 
 
 def as_sql(start: str = "base", end: str = "head") -> str:
@@ -129,39 +203,23 @@ def as_sql(start: str = "base", end: str = "head") -> str:
 
 
 def drift(dsn: str) -> list[str]:
-    """Differences between the database and the tables this program expects, one sentence each; empty when there are none."""
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
+    """Differences between the database and what this program expects, one sentence each; empty when there are none.
 
-    def ours(name: str | None, kind: str, _parents: Mapping[str, object]) -> bool:
-        if kind == "schema":
-            return name == SCHEMA
-        return not (kind == "table" and (name == _VERSION_TABLE or _is_partition(name or "")))
+    Makes the expected tables, views and functions in the session's temporary schema and rolls back: takes no lock on a table
+    of ours that a running job would notice.
 
-    with _engine(dsn) as engine, engine.connect() as connection:
-        # A role named like our schema has it as its default one, which Alembic then calls None: every table would be "missing".
-        connection.execute(sa.text("SET LOCAL search_path TO pg_catalog"))
-        connection.dialect.default_schema_name = "pg_catalog"
-        context = MigrationContext.configure(
-            connection, opts={"include_schemas": True, "include_name": ours, "compare_server_default": False, "version_table_schema": SCHEMA}
-        )
-        found = compare_metadata(context, schema.metadata)
-    # Changes of one column come as a list of tuples, everything else as one tuple.
-    return [_sentence(step) for difference in found for step in (difference if isinstance(difference, list) else [difference])]
-
-
-def _sentence(step: Any) -> str:
-    """One difference that Alembic found, from the view of the database: what it would add is missing there."""
-    verb, *details = step
-    change, _, kind = verb.partition("_")
-    if kind == "column" and change in ("add", "remove"):
-        name = f"column {details[1]}.{details[2].name}"
-    elif change == "modify":
-        return f"column {details[1]}.{details[2]}: {kind} is {details[4]!r}, expected {details[5]!r}"
-    else:
-        table = getattr(details[0], "table", None)
-        name = f"{kind} {details[0].name or details[0]}{f' of {table.name}' if table is not None else ''}"
-    return f"{name} is missing" if change == "add" else f"{name} is not one of ours"
+    Raises:
+        SchemaError: the server is read-only, or the user may not make temporary tables.
+    """
+    views: dict[str, str | None] = {}
+    functions: dict[str, str | None] = {}
+    script = ScriptDirectory.from_config(_config())
+    for step in reversed(list(script.walk_revisions())):
+        views |= getattr(step.module, "VIEWS", {})
+        functions |= getattr(step.module, "FUNCTIONS", {})
+    expected = Expected(_present(views), _present(functions), frozenset({_VERSION_TABLE}))
+    with _engine(dsn) as engine, _explained(dsn, _MAY_COMPARE), engine.connect() as connection:
+        return differences(connection, expected)
 
 
 def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
@@ -173,10 +231,6 @@ def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | 
     if type_ == "schema":
         return name != SCHEMA
     return parent_names.get("schema_name") != SCHEMA
-
-
-def _is_partition(name: str) -> bool:
-    return any(name.startswith(f"{parent}_") for parent in schema.PARTITIONED)
 
 
 def _version(connection: sa.Connection) -> SchemaVersion:
@@ -205,9 +259,88 @@ def _config(connection: sa.Connection | None = None, out: io.StringIO | None = N
 
 
 @contextlib.contextmanager
-def _engine(dsn: str):  # type: ignore[no-untyped-def]  # Iterator[sa.Engine]
-    engine = sa.create_engine(parse_dsn(dsn, "dsn").sqlalchemy_url, poolclass=sa.NullPool, connect_args={"prepare_threshold": None})
+def _turn(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection whose open transaction holds the upgrade lock; waits for it as long as it takes.
+
+    By asking again and again, in statements without parameters: a session that waits inside a statement, or whose last one
+    had parameters (its portal stays open), keeps a snapshot. CREATE INDEX CONCURRENTLY of the one that migrates would wait
+    for it, and both for ever.
+    """
+    with engine.connect() as guard:
+        told = False
+        while not guard.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({_UPGRADE_LOCK})").scalar():
+            guard.rollback()
+            if not told:
+                logger.info("another process is upgrading the schema; waiting until it is done")
+                told = True
+            _pause(_TURN_PAUSE)
+        yield guard
+
+
+def _run_patiently(connection: sa.Connection, revision: str, guard: sa.Connection) -> None:
+    """Run the revisions; one that meets a lock or a deadlock is tried again, from the last whole revision on."""
+    for attempt in range(1, LOCK_ATTEMPTS + 1):
+        try:
+            command.upgrade(_config(connection=connection), revision)
+        except DBAPIError as error:
+            connection.rollback()
+            if not isinstance(error.orig, (LockNotAvailable, DeadlockDetected)):
+                raise
+            if attempt == LOCK_ATTEMPTS:
+                raise _locked_out(guard) from error
+            _pause(_LOCK_PAUSE)
+        else:
+            return
+
+
+def _pause(seconds: tuple[float, float]) -> None:
+    time.sleep(random.uniform(*seconds))  # noqa: S311  spreads processes, guards nothing
+
+
+def _locked_out(guard: sa.Connection) -> SchemaError:
+    holders = guard.scalars(sa.text(_LOCK_HOLDERS), {"schema": SCHEMA}).all()
+    return SchemaError(
+        f"the upgrade gave up after {LOCK_ATTEMPTS} attempts: others keep the tables of Jobrunner locked"
+        + (f" ({'; '.join(holders)})" if holders else ""),
+        hint="wait for those transactions to end, or end them: select pg_terminate_backend(PID); then upgrade again",
+    )
+
+
+@contextlib.contextmanager
+def _explained(dsn: str, mend: str) -> Iterator[None]:
+    """Turns the refusals that a user of ours can mend into errors of ours; everything else passes."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not isinstance(error.orig, (InsufficientPrivilege, ReadOnlySqlTransaction)):
+            raise
+        problem = f"{error.orig.diag.message_primary} (as {describe_target(dsn)})"
+        if isinstance(error.orig, ReadOnlySqlTransaction):
+            mend = "this is a replica, or read-only by a setting; give the primary's address"
+        raise SchemaError(problem, hint=mend) from error
+
+
+@contextlib.contextmanager
+def _engine(dsn: str) -> Iterator[sa.Engine]:
+    url = parse_dsn(dsn, "dsn").url
+
+    def connect() -> psycopg.Connection[Any]:
+        # libpq reads the address itself: SQLAlchemy's URLs know neither several hosts nor a service
+        settings: dict[str, Any] = _CONNECTING | conninfo_to_dict(url)
+        return psycopg.connect(**settings, prepare_threshold=None)
+
+    engine = sa.create_engine("postgresql+psycopg://", creator=connect, poolclass=sa.NullPool)
+    # In each transaction, not once: behind a transaction-mode pooler a session's settings would become somebody else's.
+    sa.event.listen(engine, "begin", _set_up_transaction)
     try:
         yield engine
     finally:
         engine.dispose()
+
+
+def _set_up_transaction(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(_TRANSACTION_SETTINGS)
+
+
+def _present(definitions: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: text for name, text in definitions.items() if text is not None}

@@ -93,7 +93,10 @@ jobs = Table(
     ),
     CheckConstraint("jsonb_typeof(args) = 'object'", name="jobs_args_object"),
     CheckConstraint("task <> '' and queue <> ''", name="jobs_names"),
-    CheckConstraint("attempt >= 0 and max_attempts >= 1 and crash_count >= 0 and max_crashes >= 1", name="jobs_counts"),
+    CheckConstraint(
+        "attempt >= 0 and max_attempts >= 1 and crash_count >= 0 and max_crashes >= 1 and lease >= 0 and lease < 4611686018427387904",
+        name="jobs_counts",
+    ),
     CheckConstraint("backoff in ('exponential', 'linear', 'constant')", name="jobs_backoff"),
     CheckConstraint(
         "backoff_base >= interval '0' and backoff_cap >= interval '0' and backoff_jitter >= 0 and backoff_jitter <= 1",

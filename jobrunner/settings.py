@@ -117,6 +117,8 @@ def describe_target(url: str) -> str:
     except Exception as error:  # noqa: BLE001  a malformed address must still be printable, without its password
         return f"(unreadable address: {type(error).__name__})"
     host = str(known.get("host") or known.get("hostaddr") or "local socket")
+    if not re.fullmatch(r"[\d,]*", str(known.get("port") or "")) or "@" in host.lstrip("@"):
+        return "(unreadable address: is its password percent-encoded?)"  # parts of the password stand in the host or the port
     port = "" if host.startswith("/") else f":{known.get('port') or 5432}"
     user = f"{known['user']}@" if known.get("user") else ""
     return f"{user}{host}{port}/{known.get('dbname') or known.get('user') or ''}"

@@ -23,9 +23,12 @@ OPTIONS = {
 
 def run_offline() -> None:
     """Print the SQL instead of running it; needs no connection."""
-    context.configure(dialect_name="postgresql", literal_binds=True, **OPTIONS)
+    # paramstyle: psycopg's own doubles every percent sign, and format('%I') inside a function must reach the server as it is
+    context.configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, literal_binds=True, **OPTIONS)
     with context.begin_transaction():
-        context.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        if context.get_starting_revision_argument() is None:
+            # not for a schema that is there: even IF NOT EXISTS asks for a right that the user of an upgrade may lack
+            context.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         context.run_migrations()
 
 

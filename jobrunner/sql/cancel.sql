@@ -1,4 +1,4 @@
--- cancel: queued -> cancelled; moves the rows to job_history. Running jobs: request_cancel.sql.
+-- cancel: queued -> cancelled; a waiting job is called off and moves to job_history. Running jobs: request_cancel.sql.
 -- Parameters: ids bigint[]. Guard: queued. Locks: the rows, in id order. Index: jobs_pkey.
 -- Trap avoided: `state || ''` and an array that the planner cannot count keep it on jobs_pkey; else it may walk a whole partial index.
 WITH old AS MATERIALIZED (

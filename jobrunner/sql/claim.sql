@@ -1,4 +1,4 @@
--- claim: queued -> running, for one queue and one priority; takes due jobs in the order (run_at, id) behind a floor.
+-- claim: queued -> running; takes due jobs of one queue and one priority in the order (run_at, id), behind a floor.
 -- Parameters: worker_id; tasks text[] (names this worker registers); queue; priority; floor_run_at, floor_id (the last key
 --   claimed here, or 1970 and 0 for a scan from the start); take (rows, at most).
 -- Guard: the worker's own lease holds, by the database's clock; state and due time are checked in the locking SELECT and again in the UPDATE.

@@ -1,4 +1,4 @@
--- rescue: running -> queued, for the jobs of lost workers. Counts a crash when the attempt is known to have begun, or might have the
+-- rescue: running -> queued; the worker was lost and its jobs go back. Counts a crash when the attempt is known to have begun, or might have the
 --   first time; a job that crashed before is only begun after start.sql said so, so a neighbour is never blamed twice. Gives the attempt back.
 -- Parameters: worker_ids bigint[] (from lost_workers.sql, same transaction, whose row locks keep the fence: their leases are over).
 -- Guard: running under a lost worker, crashes left or none counted, no cancel asked. Locks: the rows, in id order.

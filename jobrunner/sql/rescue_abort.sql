@@ -1,4 +1,4 @@
--- rescue_abort: running -> cancelled, for the jobs of lost workers; somebody had asked to cancel them.
+-- rescue_abort: running -> cancelled; the worker was lost, and somebody had asked to cancel the job.
 -- Parameters: worker_ids bigint[] (from lost_workers.sql, same transaction). Run after rescue.sql.
 -- Guard: running under a lost worker, cancel asked for. Locks: the rows. Index: jobs_running.
 WITH done AS (

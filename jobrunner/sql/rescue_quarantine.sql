@@ -1,4 +1,4 @@
--- rescue_quarantine: running -> quarantined, for the jobs of lost workers; they have been running when their worker died once too often.
+-- rescue_quarantine: running -> quarantined; the worker was lost, and the job was running when that happened once too often.
 -- Parameters: worker_ids bigint[] (from lost_workers.sql, same transaction). Run after rescue.sql.
 -- Guard: running under a lost worker, no cancel asked for, known to have begun, and no crash left. Locks: the rows. Index: jobs_running.
 WITH done AS (

@@ -1,4 +1,4 @@
--- succeed: running -> succeeded; moves the rows from jobs to job_history in one statement.
+-- succeed: running -> succeeded; the task returned; moves the rows from jobs to job_history in one statement.
 -- Parameters: ids, leases bigint[]; results text[] (JSON text or NULL); run_ms, cpu_ms, age_ms bigint[] (durations measured by the worker;
 --   age_ms is how long ago the attempt ended, for the start time by the database's clock).
 -- Guard: (id, lease) and running; a superseded attempt deletes nothing and so inserts nothing. Returns the ids that were accepted.

@@ -85,7 +85,8 @@ class Claimer:
 
     def _scan_pause(self) -> float:
         """How long a scan must wait after the last: nothing while scans are cheap. The least of the last three, since a busy
-        machine makes single ones slow."""
+        machine makes single ones slow.
+        """
         cost = min(self._scan_costs) * SCAN_SHARE
         return cost if cost > RESCAN else 0.0
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, cast
-
-import psycopg
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobrunner import statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-SCAN_NODES = {"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan", "Bitmap Index Scan", "Tid Scan", "Tid Range Scan", "Sample Scan"}
+    import psycopg
+
+SCAN_NODES = {
+    "Seq Scan",
+    "Index Scan",
+    "Index Only Scan",
+    "Bitmap Heap Scan",
+    "Bitmap Index Scan",
+    "Tid Scan",
+    "Tid Range Scan",
+    "Sample Scan",
+}
 
 
 class Plan(NamedTuple):
@@ -43,7 +52,14 @@ class Plan(NamedTuple):
     def rows_read(self, table: str) -> int:
         """Rows fetched from the table: those passed on and those dropped by a filter."""
         dropped = ("Rows Removed by Filter", "Rows Removed by Index Recheck", "Rows Removed by Join Filter")
-        return sum(round((node["Actual Rows"] + sum(node.get(key, 0) for key in dropped)) * node["Actual Loops"]) for node in self.scans(table))
+        return sum(
+            round((node["Actual Rows"] + sum(node.get(key, 0) for key in dropped)) * node["Actual Loops"]) for node in self.scans(table)
+        )
+
+    def index_buffers(self, index: str) -> int:
+        """Buffers touched by the scans of an index, the table's pages that they looked at included."""
+        scans = [node for node in self.nodes() if node.get("Index Name") == index]
+        return sum(node["Shared Hit Blocks"] + node["Shared Read Blocks"] for node in scans)
 
     def outline(self) -> str:
         """Node types with their relation and index, for the message of a failed assertion."""
@@ -55,11 +71,8 @@ class Plan(NamedTuple):
 
 def explain(connection: psycopg.Connection[Any], name: str, parameters: Mapping[str, Any]) -> Plan:
     """Run a statement under EXPLAIN (ANALYZE, BUFFERS) and roll it back."""
-    found: Plan | None = None
     with connection.transaction(force_rollback=True):
-        query = cast("LiteralString", "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statements.load(name))
-        row = connection.execute(query, parameters).fetchone()
-        assert row is not None
-        root = row[0][0]["Plan"]
-        found = Plan(root, root["Shared Hit Blocks"] + root["Shared Read Blocks"])
-    return found
+        row = connection.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statements.load(name), parameters).fetchone()
+    assert row is not None
+    root = row[0][0]["Plan"]
+    return Plan(root, root["Shared Hit Blocks"] + root["Shared Read Blocks"])

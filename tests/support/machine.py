@@ -31,6 +31,7 @@ NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
     "linux": ("a /proc file system", lambda: Path("/proc/self/stat").exists()),
     "pgbouncer": ("pgbouncer", lambda: shutil.which("pgbouncer") is not None),
     "postgresql15": ("Debian's PostgreSQL 15", lambda: Path("/usr/lib/postgresql/15/bin/postgres").exists()),
+    "psql": ("psql", lambda: shutil.which("psql") is not None),
     "root": ("root, to become other users", lambda: os.geteuid() == 0),
     "unshare": ("leave to make pid namespaces", _can_unshare),
 }

@@ -170,9 +170,7 @@ class SharedDatabase:
     def _empty(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
         with connection.transaction():
             # One statement: foreign keys are checked at its end, so the order of the tables does not matter.
-            deletes = [
-                sql.SQL("d{} AS (DELETE FROM {})").format(sql.SQL(str(number)), table) for number, table in enumerate(self._tables)
-            ]
+            deletes = [sql.SQL("d{} AS (DELETE FROM {})").format(sql.SQL(str(number)), table) for number, table in enumerate(self._tables)]
             connection.execute(sql.SQL("WITH {} SELECT").format(sql.SQL(", ").join(deletes)))
             for table, rows in self._seeds.items():
                 with connection.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(table)) as copy:

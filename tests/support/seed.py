@@ -50,7 +50,7 @@ TASKS: tuple[tuple[str, str, dict[str, Any], Any], ...] = (
 
 
 def seed(connection: psycopg.Connection[Any], finished: int = 3_000, *, alive: bool = True) -> dict[str, int]:
-    """Fill an empty, migrated database. Returns ids of jobs to look at: one of each kind that a page treats differently."""
+    """Fill an empty, migrated database. Returns the id of one job of each kind; from 500 finished jobs on, every state is there."""
     rng = random.Random(11)
     row = connection.execute("SELECT now()").fetchone()
     assert row is not None
@@ -66,7 +66,8 @@ def seed(connection: psycopg.Connection[Any], finished: int = 3_000, *, alive: b
     for job_id, task, queue, finished_at in failed:
         _attempts(connection, job_id, task, queue, finished_at, workers[0])
     ids = _live(connection, now, workers, alive=alive)
-    return ids | {"failed": failed[-1][0], "succeeded": _newest(connection, "succeeded"), "cancelled": _newest(connection, "cancelled")}
+    newest = connection.execute("SELECT state, max(id) FROM jobrunner.job_history GROUP BY state").fetchall()
+    return ids | {state: int(job_id) for state, job_id in newest}
 
 
 def _workers(connection: psycopg.Connection[Any], now: datetime, *, alive: bool) -> list[int]:
@@ -187,11 +188,5 @@ def _insert(connection: psycopg.Connection[Any], task: str, queue: str, args: di
     marks = ", ".join(f"%({name})s" for name in values)
     statement = f"INSERT INTO jobrunner.jobs ({names}) VALUES ({marks}) RETURNING id"
     found = connection.execute(statement, values).fetchone()
-    assert found is not None
-    return int(found[0])
-
-
-def _newest(connection: psycopg.Connection[Any], state: str) -> int:
-    found = connection.execute("SELECT max(id) FROM jobrunner.job_history WHERE state = %s", (state,)).fetchone()
     assert found is not None
     return int(found[0])

@@ -1,0 +1,252 @@
+"""Owns which database and which application a command works with.
+
+It must not import the application when `--dsn` or the environment names the database, but for commands that need its tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from jobrunner.cli.output import say, warn
+from jobrunner.cli.shared import shared
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jobrunner.app import JobRunner
+    from jobrunner.settings import Dsn
+    from jobrunner.store import Database
+
+EMBEDDED = "the embedded PostgreSQL"
+_NEEDS_NO_APP = "try:   --dsn or JOBRUNNER_DSN: commands that only read then need no app"
+
+
+class AppFacts(NamedTuple):
+    """What an application says about itself.
+
+    Attributes:
+        dsn: the database of its config; None when it names none.
+        origin: where that came from.
+        queues: of its tasks.
+        has_flask: whether there is a Flask app to be served.
+    """
+
+    dsn: str | None
+    origin: str
+    queues: list[str]
+    has_flask: bool
+
+
+def find_database(*, of_app: bool = False) -> Dsn:
+    """The database of a command that needs no task itself.
+
+    `--dsn`, then `JOBRUNNER_DSN`; the config of the app that was named by `--app` or `flask jobs`; `DATABASE_URL`; the config of
+    an app that is found by itself; the embedded PostgreSQL, which is started. The app is imported, in another process, only to
+    ask for its config.
+
+    Args:
+        of_app: the app's config goes before `DATABASE_URL` also when the app is found by itself; for commands that run its tasks.
+
+    Raises:
+        ConfigurationError, EmbeddedError: no address, or no PostgreSQL to start.
+        AppImportError: the app had to be asked, and could not be imported.
+    """
+    from jobrunner.settings import find_dsn
+
+    values = shared()
+    by_url = find_dsn(environ=_only("DATABASE_URL"))
+    named = of_app or values.app is not None or _flask_info() is not None
+    found = find_dsn(values.dsn, environ=_only("JOBRUNNER_DSN")) or (None if by_url and not named else _database_of_app())
+    if found and by_url and named and found.target != by_url.target and "Flask config" in found.origin:
+        warn(
+            f"{found.origin} ({found.target}) is used, not DATABASE_URL ({by_url.target}); "
+            "commands that only read take DATABASE_URL without --app"
+        )
+    return found or by_url or start_embedded()
+
+
+def start_embedded() -> Dsn:
+    """Start the embedded PostgreSQL of this directory, and say that it is used."""
+    from jobrunner.embedded import start_project
+    from jobrunner.settings import Dsn
+
+    status = start_project()
+    say(f"no database is configured: using {EMBEDDED}, {status.dsn}")
+    return Dsn(status.dsn, EMBEDDED)
+
+
+def announce(dsn: Dsn) -> Dsn:
+    """Say where a command is about to write, before it does."""
+    say(f"{dsn.target} schema jobrunner", label="target")
+    return dsn
+
+
+def reach(dsn: Dsn) -> Dsn:
+    """Make sure that the database answers. Raises DatabaseUnreachable with the reason and where the address came from."""
+    from jobrunner.connecting import connect
+
+    connect(dsn).close()
+    return dsn
+
+
+def checked_database(dsn: Dsn) -> Database:
+    """A pool for one command, on a database whose schema fits.
+
+    Raises:
+        DatabaseUnreachable, SchemaError: it does not answer, or the schema is missing, outdated or too new.
+    """
+    from jobrunner import migrate
+    from jobrunner.store import Database
+
+    migrate.check(reach(dsn).url)
+    return Database(dsn, pool_size=1)
+
+
+def load_app() -> JobRunner:
+    """The application, imported into this process, on the database of `--dsn` when that is given.
+
+    Raises:
+        AppImportError: there is none, or its import raised.
+    """
+    runner = _import_app()
+    values = shared()
+    if values.dsn:
+        runner.use_dsn(values.dsn)
+    return runner
+
+
+def database_of(runner: JobRunner) -> Dsn:
+    """The database of an application; the embedded one, started, when it is configured for none."""
+    dsn = runner.configured_dsn()
+    if dsn is None:
+        dsn = start_embedded()
+        runner.use_dsn(dsn.url, dsn.origin)
+    return dsn
+
+
+def app_spec() -> str | None:
+    """The address of the application for another process; None for its default."""
+    values = shared()
+    info = _flask_info()
+    if values.app is None and info is not None:
+        path: str | None = info.app_import_path
+        return path
+    return values.app
+
+
+def _import_app() -> JobRunner:
+    values = shared()
+    info = _flask_info()
+    with contextlib.redirect_stdout(sys.stderr):  # what the app prints at import is no answer of ours
+        if values.app is None and info is not None:
+            from jobrunner.loading import find_jobrunner
+
+            return find_jobrunner(info.load_app())
+        from jobrunner.loading import load
+
+        return load(values.app)
+
+
+def ask_app() -> AppFacts | None:
+    """What the application says about itself; None when there is none that uses Jobrunner, and none was named.
+
+    It is imported in a forked child: threads that it starts and what it leaves open must not stay in this process.
+
+    Raises:
+        AppImportError: it was named and does not exist, or its import raised.
+    """
+    from jobrunner.errors import AppImportError
+
+    with _pipe() as (read_end, write_end):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            _answer(write_end)
+        os.close(write_end)
+        with open(read_end, encoding="utf-8", closefd=False) as pipe:
+            text = pipe.read()
+        os.waitpid(pid, 0)
+    answer = json.loads(text or '{"error": "could not import the app: its import ended the process", "hint": ""}')
+    if answer is None:
+        return None
+    if "error" in answer:
+        raise AppImportError(answer["error"], hint=answer["hint"])
+    return AppFacts(**answer)
+
+
+def _database_of_app() -> Dsn | None:
+    from jobrunner.errors import AppImportError
+    from jobrunner.settings import Dsn
+
+    try:
+        facts = ask_app()
+    except AppImportError as error:
+        raise AppImportError(str(error), hint="\n".join(filter(None, [error.hint, _NEEDS_NO_APP]))) from error
+    return None if facts is None or facts.dsn is None else Dsn(facts.dsn, facts.origin)
+
+
+def _answer(pipe: int) -> None:
+    """The child's part: never returns."""
+    try:
+        os.dup2(2, 1)  # what the app prints at import is no answer of ours
+        text = json.dumps(_facts())
+    except BaseException as error:  # noqa: BLE001  an app can raise anything at import
+        text = json.dumps({"error": str(error), "hint": getattr(error, "hint", "")})
+        if shared().verbose:
+            import traceback
+
+            traceback.print_exception(error)
+    with contextlib.suppress(OSError), open(pipe, "w", encoding="utf-8") as file:
+        file.write(text)
+    with contextlib.suppress(Exception):
+        sys.stderr.flush()
+    os._exit(0)
+
+
+def _facts() -> dict[str, Any] | None:
+    from jobrunner.errors import AppImportError
+
+    try:
+        runner = _import_app()
+    except AppImportError as error:
+        # A directory without an app, or with one that does not use Jobrunner, has nothing to say.
+        if error.__cause__ is None and app_spec() is None:
+            return None
+        raise
+    dsn = runner.configured_dsn()
+    if dsn is not None and dsn.origin == "DATABASE_URL":
+        dsn = None  # not the app's word: the caller looks there itself
+    queues = sorted({runner.registry[name].policy.queue for name in runner.registry.names()})
+    return AppFacts(dsn.url if dsn else None, dsn.origin if dsn else "", queues, runner.app is not None)._asdict()
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    read_end, write_end = os.pipe()
+    try:
+        yield read_end, write_end
+    finally:
+        for descriptor in (read_end, write_end):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+def _only(variable: str) -> dict[str, str]:
+    return {variable: os.environ[variable]} if os.environ.get(variable) else {}
+
+
+def _flask_info() -> Any:
+    """Flask's ScriptInfo when the command came through `flask jobs`, else None."""
+    if "flask.cli" not in sys.modules:
+        return None
+    from flask.cli import ScriptInfo
+
+    context = click.get_current_context(silent=True)
+    return context.find_object(ScriptInfo) if context is not None else None

@@ -1,0 +1,52 @@
+"""Owns the read-only verbs: list, count and show jobs, queues, workers, and the state of the whole. CLI and web use nothing else.
+
+It must not write: every read is a READ ONLY transaction with a time limit.
+"""
+
+from jobrunner.inspection.detail import MAX_ATTEMPTS, get_job
+from jobrunner.inspection.health import Pulse, Status, UnservedTask
+from jobrunner.inspection.lists import COUNT_CAP, DEFAULT_LIMIT, MAX_LIMIT, count_jobs, count_states, list_jobs
+from jobrunner.inspection.overview import list_queues, list_workers, pulse, registered_tasks, status
+from jobrunner.inspection.reading import READ_TIMEOUT, reading, translated
+from jobrunner.inspection.values import (
+    AttemptRow,
+    Count,
+    JobDetail,
+    JobRow,
+    Page,
+    QueueRow,
+    Reason,
+    WorkerRow,
+    ago,
+)
+
+__all__ = [
+    "COUNT_CAP",
+    "DEFAULT_LIMIT",
+    "MAX_ATTEMPTS",
+    "MAX_LIMIT",
+    "READ_TIMEOUT",
+    "AttemptRow",
+    "Count",
+    "JobDetail",
+    "JobRow",
+    "Page",
+    "Pulse",
+    "QueueRow",
+    "Reason",
+    "Status",
+    "UnservedTask",
+    "WorkerRow",
+    "ago",
+    "count_jobs",
+    "count_states",
+    "get_job",
+    "list_jobs",
+    "list_queues",
+    "list_workers",
+    "pulse",
+    "reading",
+    "registered_tasks",
+    "status",
+    "translated",
+]

@@ -1,0 +1,147 @@
+"""Owns everything about one job: its row, its attempts, and why it is not running.
+
+It must not load what it does not show: the attempts are capped, counts of jobs ahead stop.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from jobrunner.errors import JobNotFound
+from jobrunner.filters import MAX_ID
+from jobrunner.inspection.reading import Reader, reading
+from jobrunner.inspection.rows import FINISHED_COLUMNS, LIVE_COLUMNS, duration, job_row
+from jobrunner.inspection.values import AttemptRow, JobDetail
+from jobrunner.inspection.waiting import waiting_reason
+from jobrunner.schema import job_history as finished
+from jobrunner.schema import jobs as live
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jobrunner.store import Database
+
+MAX_ATTEMPTS = 200  # shown: a job that snoozes every minute has thousands
+LONGEST = timedelta(days=365_000)  # what Python and people can read; an interval column can hold more
+
+
+def _detail_columns(table: sa.Table) -> list[sa.ColumnElement[Any]]:
+    columns = table.c
+    return [
+        # jsonb_pretty, not psycopg's decoding: numbers keep every digit, and a hostile document cannot exhaust the parser here.
+        sa.func.jsonb_pretty(columns.args).label("args"),
+        sa.func.jsonb_pretty(columns.meta).label("meta"),
+        columns.tags,
+        columns.parent_id,
+        columns.unique_key,
+        columns.last_error,
+        columns.last_error_at,
+        columns.crash_count,
+        columns.max_crashes,
+        sa.cast(sa.extract("epoch", columns.time_limit), sa.Float).label("time_limit_s"),
+        columns.backoff,
+        columns.lease,
+    ]
+
+
+_NONE = sa.null()
+_INSTANT = sa.DateTime(timezone=True)
+_LIVE = (
+    *LIVE_COLUMNS,
+    *_detail_columns(live),
+    _NONE.cast(sa.Text).label("result"),
+    _NONE.cast(sa.BigInteger).label("cpu_ms"),
+    live.c.claimed_at,
+    live.c.cancel_requested_at,
+)
+_FINISHED = (
+    *FINISHED_COLUMNS,
+    *_detail_columns(finished),
+    sa.func.jsonb_pretty(finished.c.result).label("result"),
+    finished.c.cpu_ms,
+    _NONE.cast(_INSTANT).label("claimed_at"),
+    _NONE.cast(_INSTANT).label("cancel_requested_at"),
+)
+_ATTEMPTS = sa.text(
+    "SELECT a.attempt, a.lease, a.outcome, a.started_at, a.finished_at, a.run_ms, a.cpu_ms, a.worker_id, w.name AS worker, "
+    "a.error_type, a.message, a.traceback, a.fingerprint, a.exit_cause "
+    "FROM jobrunner.v_attempts a LEFT JOIN jobrunner.workers w ON w.id = a.worker_id "
+    "WHERE a.job_id = :id ORDER BY a.lease DESC, a.finished_at DESC LIMIT :most"
+)
+_WORKER = sa.text("SELECT name FROM jobrunner.workers WHERE id = :id")
+
+
+def get_job(database: Database, job_id: int) -> JobDetail:
+    """Everything about one job, live or finished, as of one snapshot.
+
+    Args:
+        database: where.
+        job_id: the primary key of its row.
+
+    Raises:
+        JobNotFound: there is no such row (an uncommitted or rolled-back enqueue, or history was pruned).
+        QueryTimeout, DatabaseUnreachable, SchemaMissing: as for every read.
+    """
+    if not 0 <= job_id <= MAX_ID:
+        raise JobNotFound(job_id)
+    with reading(database) as reader:
+        connection = reader.connection
+        row = connection.execute(sa.select(*_LIVE).where(live.c.id == job_id)).one_or_none()
+        if row is None:
+            query = sa.select(*_FINISHED).where(finished.c.id == job_id).order_by(finished.c.finished_at.desc()).limit(1)
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise JobNotFound(job_id)
+        attempts = connection.execute(_ATTEMPTS, {"id": job_id, "most": MAX_ATTEMPTS + 1}).all()
+        worker = None if row.worker_id is None else connection.scalar(_WORKER, {"id": row.worker_id})
+        return _detail(reader, row, attempts, worker)
+
+
+def _detail(reader: Reader, row: sa.Row[Any], attempts: Sequence[sa.Row[Any]], worker: str | None) -> JobDetail:
+    job = job_row(row)
+    return JobDetail(
+        job=job,
+        args=row.args,
+        result=row.result,
+        meta=row.meta,
+        tags=tuple(row.tags),
+        parent_id=row.parent_id,
+        unique_key=row.unique_key,
+        error=row.last_error,
+        error_at=row.last_error_at,
+        crash_count=row.crash_count,
+        max_crashes=row.max_crashes,
+        time_limit=None if row.time_limit_s is None else min(LONGEST, timedelta(seconds=min(row.time_limit_s, LONGEST.total_seconds()))),
+        backoff=row.backoff,
+        lease=row.lease,
+        claimed_at=row.claimed_at,
+        cancel_requested_at=row.cancel_requested_at,
+        cpu=duration(row.cpu_ms),
+        worker=worker,
+        attempts=tuple(_attempt(item) for item in attempts[:MAX_ATTEMPTS]),
+        attempts_left_out=len(attempts) > MAX_ATTEMPTS,
+        waiting_reason=None if job.finished_at else waiting_reason(reader, job, cancel_requested=row.cancel_requested_at is not None),
+        at=reader.at,
+    )
+
+
+def _attempt(row: sa.Row[Any]) -> AttemptRow:
+    return AttemptRow(
+        attempt=row.attempt,
+        lease=row.lease,
+        outcome=row.outcome,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        run=duration(row.run_ms),
+        cpu=duration(row.cpu_ms),
+        worker_id=row.worker_id,
+        worker=row.worker,
+        error_type=row.error_type,
+        message=row.message,
+        traceback=row.traceback,
+        fingerprint=row.fingerprint,
+        exit_cause=row.exit_cause,
+    )

@@ -1,0 +1,282 @@
+"""Owns the list of jobs: which rows, in which order, how many; by index, whatever the size of history.
+
+It must not use OFFSET, an exact count of everything, or the view `v_jobs` (whose UNION hides the indexes' order).
+
+The order is total: first the live jobs, by id descending; behind them the finished ones, by (finished_at, id) descending. So
+work in hand comes first, then what ended last. A row keeps its place until its job finishes or is brought back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from jobrunner.errors import QueryTimeout
+from jobrunner.filters import FINISHED_WORDS, LIVE_WORDS, STATE_WORDS, FinishedWord, JobFilter, LiveWord, Pattern, StateWord
+from jobrunner.inspection import cursors
+from jobrunner.inspection.cursors import Cursor, Key
+from jobrunner.inspection.reading import reading
+from jobrunner.inspection.rows import FINISHED_COLUMNS, LIVE_COLUMNS, job_row
+from jobrunner.inspection.values import Count, JobRow, Page
+from jobrunner.schema import job_history as finished
+from jobrunner.schema import jobs as live
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from jobrunner.store import Database
+
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 200
+COUNT_CAP = 10_000  # counted exactly up to here: a few milliseconds by index
+COUNT_TIMEOUT = timedelta(seconds=1)  # counts are an extra: a page is better without them than late
+MAX_BRANCHES = 24  # index ranges merged for one list; above, one walk with a filter is cheaper
+MAX_TASK_NAMES = 1_000  # looked at to expand task:mail.*
+
+
+def list_jobs(database: Database, *, filter: JobFilter | None = None, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page:  # noqa: A002  the word of the API
+    """One page of jobs, live ones first, then finished ones, both newest first.
+
+    A read-only transaction of at most three statements, each through an index and ended after 2 s.
+
+    Args:
+        database: where.
+        filter: which jobs; None is all.
+        cursor: `next` or `prev` of an earlier page with the same filter.
+        limit: rows, 1 to 200; anything else is brought into that range.
+
+    Raises:
+        InvalidCursor: the text is no cursor of this list.
+        QueryTimeout: the filter cannot be answered within 2 s.
+        DatabaseUnreachable, SchemaMissing: as for every read.
+    """
+    wanted = filter or JobFilter()
+    start = cursors.decode(cursor) if cursor else None
+    size = max(1, min(limit, MAX_LIMIT))
+    with reading(database) as reader:
+        expanded = _expanded(reader.connection, wanted)
+        rows = _walk(reader.connection, wanted, expanded, start, size + 1)
+        if start and start.newer and len(rows) <= size:
+            # The newest end is reached: give the whole first page rather than the few rows before the cursor.
+            start, rows = None, _walk(reader.connection, wanted, expanded, None, size + 1)
+    more, rows = len(rows) > size, rows[:size]
+    if start and start.newer:
+        rows.reverse()
+        has_older, has_newer = True, more
+    else:
+        has_older, has_newer = more, start is not None
+    return Page(
+        items=tuple(rows),
+        next=_cursor(rows[-1], newer=False) if rows and has_older else None,
+        prev=_cursor(rows[0], newer=True) if rows and has_newer else None,
+        at=reader.at,
+    )
+
+
+def count_jobs(database: Database, filter: JobFilter | None = None) -> Count:  # noqa: A002  the word of the API
+    """How many jobs match, counted up to 10,000.
+
+    Raises:
+        QueryTimeout: it cannot be told within 1 s.
+        DatabaseUnreachable, SchemaMissing: as for every read.
+    """
+    wanted = filter or JobFilter()
+    with reading(database, COUNT_TIMEOUT) as reader:
+        number: int = reader.connection.scalar(sa.select(_capped_count(wanted, _expanded(reader.connection, wanted)))) or 0
+    return Count(min(number, COUNT_CAP), exact=number <= COUNT_CAP)
+
+
+def count_states(database: Database, filter: JobFilter | None = None) -> dict[StateWord, Count | None]:  # noqa: A002  the word of the API
+    """How many jobs of each state match the filter's other terms, each counted up to 10,000; None for what took too long.
+
+    Raises:
+        DatabaseUnreachable, SchemaMissing: as for every read.
+    """
+    wanted = (filter or JobFilter()).without_states()
+    found: dict[StateWord, Count | None] = dict.fromkeys(STATE_WORDS)
+    for words in (LIVE_WORDS, FINISHED_WORDS):
+        try:
+            with reading(database, COUNT_TIMEOUT) as reader:
+                expanded = _expanded(reader.connection, wanted) if words is FINISHED_WORDS else wanted
+                counts = [_capped_count(wanted.with_state(word), expanded.with_state(word)).label(word) for word in words]
+                row = reader.connection.execute(sa.select(*counts)).one()
+        except QueryTimeout:
+            continue
+        found.update({word: Count(min(number, COUNT_CAP), exact=number <= COUNT_CAP) for word, number in zip(words, row, strict=True)})
+    return found
+
+
+def page_statements(wanted: JobFilter, expanded: JobFilter, cursor: Cursor | None, limit: int) -> Iterator[sa.Select[Any]]:
+    """The statements of a page in the order they are run, each only when those before it left room; the tests read their plans.
+
+    Args:
+        wanted: the filter for live jobs.
+        expanded: the same with task patterns turned into names, for finished jobs.
+        cursor: where to begin; None at the newest.
+        limit: rows of each statement.
+    """
+    key, newer = (cursor.key, cursor.newer) if cursor else (None, False)
+    in_finished = key is not None and key.finished_at is not None
+    # Older: on from the key, then what lies behind it. Newer: the same the other way round.
+    parts: tuple[tuple[bool, Key | None], ...]
+    if in_finished:
+        parts = ((True, key), (False, None)) if newer else ((True, key),)
+    else:
+        parts = ((False, key),) if newer else ((False, key), (True, None))
+    for of_finished, start in parts:
+        if of_finished and expanded.finished_words:
+            yield _finished_part(expanded, start, limit, newer=newer)
+        elif not of_finished and wanted.live_words:
+            yield _live_part(wanted, start, limit, newer=newer)
+
+
+def _walk(connection: sa.Connection, wanted: JobFilter, expanded: JobFilter, cursor: Cursor | None, limit: int) -> list[JobRow]:
+    """At most `limit` rows from the cursor on, in the direction of the walk."""
+    rows: list[JobRow] = []
+    for statement in page_statements(wanted, expanded, cursor, limit):
+        rows += [job_row(row) for row in connection.execute(statement)]
+        if len(rows) >= limit:
+            break
+    return rows[:limit]
+
+
+def _live_part(wanted: JobFilter, key: Key | None, limit: int, *, newer: bool) -> sa.Select[Any]:
+    query = sa.select(*LIVE_COLUMNS).where(*_live_conditions(wanted))
+    if key is not None:
+        query = query.where(live.c.id > key.id if newer else live.c.id < key.id)
+    return query.order_by(live.c.id.asc() if newer else live.c.id.desc()).limit(limit)
+
+
+def _finished_part(wanted: JobFilter, key: Key | None, limit: int, *, newer: bool) -> sa.Select[Any]:
+    """Each branch is a range of one index and already in order; the outer sort sees at most branches × limit rows."""
+    branches = []
+    for conditions in _finished_branches(wanted):
+        query = sa.select(*FINISHED_COLUMNS).where(*conditions)
+        if key is not None:
+            here, there = sa.tuple_(finished.c.finished_at, finished.c.id), sa.tuple_(sa.literal(key.finished_at), sa.literal(key.id))
+            query = query.where(here > there if newer else here < there)
+        branches.append(query.order_by(*_descending(finished.c, newer=newer)).limit(limit))
+    if len(branches) == 1:
+        return branches[0]
+    merged = sa.union_all(*(branch.subquery().select() for branch in branches)).subquery("finished")
+    return sa.select(merged).order_by(*_descending(merged.c, newer=newer)).limit(limit)
+
+
+def _descending(columns: Any, *, newer: bool) -> list[sa.ColumnElement[Any]]:
+    return [columns[name].asc() if newer else columns[name].desc() for name in ("finished_at", "id")]
+
+
+def _capped_count(wanted: JobFilter, expanded: JobFilter) -> sa.ScalarSelect[int]:
+    """Rows that match, counting stopped one above the cap."""
+    parts = []
+    if wanted.live_words:
+        parts.append(sa.select(live.c.id).where(*_live_conditions(wanted)).limit(COUNT_CAP + 1))
+    if expanded.finished_words:
+        parts += [sa.select(finished.c.id).where(*conditions).limit(COUNT_CAP + 1) for conditions in _finished_branches(expanded)]
+    if not parts:
+        return sa.select(sa.literal(0)).scalar_subquery()
+    rows = sa.union_all(*(part.subquery().select() for part in parts)).subquery().select().limit(COUNT_CAP + 1).subquery()
+    return sa.select(sa.func.count()).select_from(rows).scalar_subquery()
+
+
+def _live_conditions(wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
+    words, common = wanted.live_words, _common(live, wanted)
+    if len(words) == len(LIVE_WORDS):
+        return common
+    return [*common, sa.or_(*(sa.and_(*_LIVE_WORD[word]) for word in LIVE_WORDS if word in words))]
+
+
+def _finished_branches(wanted: JobFilter) -> list[list[sa.ColumnElement[bool]]]:
+    """Conditions of index ranges that do not overlap and together are what is wanted.
+
+    States other than `succeeded` have an index of their own; else names of tasks do; else it is a walk by time. The literal
+    `state <> 'succeeded'` lets the planner prove the partial index whatever the parameter.
+    """
+    words, common = wanted.finished_words, _common(finished, wanted)
+    unsuccessful = [word for word in FINISHED_WORDS if word in words and word != "succeeded"]
+    some = [] if len(words) == len(FINISHED_WORDS) else [_state_in(words)]
+    names = [pattern.text for pattern in wanted.tasks if not pattern.prefix]
+    if wanted.ids or not words:
+        return [[*common, *some, *([] if words else [sa.false()])]]
+    if "succeeded" not in words:
+        return [[*common, _state_in({word}), finished.c.state != sa.literal_column("'succeeded'")] for word in unsuccessful]
+    if names and len(names) == len(wanted.tasks) <= MAX_BRANCHES:
+        others = _common(finished, replace(wanted, tasks=()))
+        return [[finished.c.task == name, *others, *some] for name in names]
+    return [[*common, *some]]
+
+
+def _state_in(words: Collection[FinishedWord]) -> sa.ColumnElement[bool]:
+    # Literals: the words are a closed set, and the planner chooses by them.
+    literals: list[sa.ColumnElement[str]] = [sa.literal_column(f"'{word}'") for word in FINISHED_WORDS if word in words]
+    return finished.c.state == literals[0] if len(literals) == 1 else finished.c.state.in_(literals)
+
+
+# Column by column, not the CASE of `rows`: the planner can estimate these, and so chooses the right index.
+_QUEUED = live.c.state == sa.literal_column("'queued'")
+_LIVE_WORD: dict[LiveWord, tuple[sa.ColumnElement[bool], ...]] = {
+    "queued": (_QUEUED, live.c.attempt == sa.literal_column("0"), live.c.run_at <= sa.func.now()),
+    "scheduled": (_QUEUED, live.c.attempt == sa.literal_column("0"), live.c.run_at > sa.func.now()),
+    "retrying": (_QUEUED, live.c.attempt > sa.literal_column("0")),
+    "running": (live.c.state == sa.literal_column("'running'"),),
+}
+
+
+def _common(table: sa.Table, wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
+    columns = table.c
+    conditions: list[sa.ColumnElement[bool]] = []
+    if wanted.ids:
+        conditions.append(columns.id == sa.any_(_array(wanted.ids, sa.BigInteger)))
+    if wanted.not_ids:
+        conditions.append(columns.id != sa.all_(_array(wanted.not_ids, sa.BigInteger)))
+    if wanted.queues:
+        conditions.append(columns.queue.in_(wanted.queues))
+    if wanted.not_queues:
+        conditions.append(columns.queue.not_in(wanted.not_queues))
+    if wanted.tasks:
+        conditions.append(_task_matches(columns.task, wanted.tasks))
+    if wanted.not_tasks:
+        conditions.append(sa.not_(_task_matches(columns.task, wanted.not_tasks)))
+    return conditions
+
+
+def _array(values: tuple[int, ...], kind: type[sa.BigInteger]) -> sa.ColumnElement[Any]:
+    return sa.literal(list(values), sa.ARRAY(kind))
+
+
+def _task_matches(column: sa.ColumnElement[str], patterns: tuple[Pattern, ...]) -> sa.ColumnElement[bool]:
+    exact = [pattern.text for pattern in patterns if not pattern.prefix]
+    parts = [column.startswith(pattern.text, autoescape=True) for pattern in patterns if pattern.prefix]
+    return sa.or_(*([column.in_(exact)] if exact else []), *parts)
+
+
+def _expanded(connection: sa.Connection, wanted: JobFilter) -> JobFilter:
+    """The filter with `task:mail.*` turned into the names that history holds, when they are few.
+
+    A loose scan: one index descent for each distinct task, not one row read for each job.
+    """
+    if not any(pattern.prefix for pattern in wanted.tasks) or "succeeded" not in wanted.finished_words:
+        return wanted
+    names = connection.scalars(_TASK_NAMES, {"most": MAX_TASK_NAMES + 1}).all()
+    meant = [name for name in names if any(pattern.matches(name) for pattern in wanted.tasks)]
+    if len(names) > MAX_TASK_NAMES or len(meant) > MAX_BRANCHES:
+        return wanted
+    if not meant:
+        return replace(wanted, not_states=wanted.not_states | frozenset(FINISHED_WORDS))
+    return replace(wanted, tasks=tuple(Pattern(name) for name in meant))
+
+
+_TASK_NAMES = sa.text(
+    "WITH RECURSIVE names AS ("
+    "(SELECT task FROM jobrunner.job_history ORDER BY task LIMIT 1) UNION ALL "
+    "SELECT (SELECT h.task FROM jobrunner.job_history h WHERE h.task > names.task ORDER BY h.task LIMIT 1) "
+    "FROM names WHERE names.task IS NOT NULL"
+    ") SELECT task FROM names WHERE task IS NOT NULL LIMIT :most"
+)
+
+
+def _cursor(row: JobRow, *, newer: bool) -> str:
+    return cursors.encode(Cursor(Key(row.finished_at, row.id), newer=newer))

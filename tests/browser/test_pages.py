@@ -1,0 +1,200 @@
+"""The dashboard in a real browser, under its own policy: nothing refused, nothing runs that a row says, readable at any width.
+
+Screenshots go to the directory in JOBRUNNER_TEST_SHOTS, if it is set.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.support.browser import Browser, browser
+from tests.support.dashboards import served
+from tests.support.seed import seed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.browser
+
+SIZES = ((1280, 800), (390, 844))
+PAYLOAD = "\"'><script>alert('row')</script><img src=x onerror=alert('row')><svg onload=alert('row')>"
+
+
+class Site:
+    """A served dashboard, the jobs to look at in it, and its database."""
+
+    def __init__(self, url: str, ids: dict[str, int], dsn: str) -> None:
+        self.url = url
+        self.ids = ids
+        self.dsn = dsn
+        self.pages = {
+            "jobs": "jobs", "failed": "jobs?filter=state:failed", "queues": "queues", "workers": "workers",
+            **{f"job-{kind}": f"jobs/{job_id}" for kind, job_id in ids.items()},
+        }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser for all tests of this file."""
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def site(server) -> Iterator[Site]:
+    """A dashboard over a working day."""
+    with server.temporary() as dsn:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            ids = seed(connection, 800)
+        with served(dsn, JOBRUNNER_ENV_NAME="staging") as url:
+            yield Site(url, ids, dsn)
+
+
+def shot(chromium, name) -> None:
+    """Keep what is seen, for people to look at."""
+    directory = os.environ.get("JOBRUNNER_TEST_SHOTS")
+    if directory:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        chromium.screenshot(Path(directory) / f"{name}.png")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width, height", SIZES)
+def test_no_page_breaks_its_own_policy(chromium, site, scheme, width, height) -> None:
+    """Every page, light and dark, wide and narrow: no complaint in the console, no request elsewhere, no sideways scrolling."""
+    chromium.size(width, height)
+    chromium.scheme(scheme)
+    for name, path in site.pages.items():
+        chromium.open(site.url + path)
+        shot(chromium, f"{name}-{scheme}-{width}")
+        assert chromium.console() == [], name
+        loaded = chromium.run("return performance.getEntriesByType('resource').map(entry => entry.name)")
+        assert all(resource.startswith((site.url, "data:")) for resource in loaded), name
+        assert chromium.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth"), name
+        assert chromium.run("return getComputedStyle(document.body).fontFamily").startswith("system-ui"), name  # the style sheet holds
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(chromium, site, scheme) -> None:
+    """Every piece of text has the contrast that WCAG AA asks of its size, on every page."""
+    chromium.size(1280, 800)
+    chromium.scheme(scheme)
+    for name, path in site.pages.items():
+        chromium.open(site.url + path)
+        assert chromium.run(CONTRAST) == [], name
+
+
+CONTRAST = """
+const parse = text => { const m = text.match(/[\\d.]+/g).map(Number); return m.length === 3 ? [...m, 1] : m; };
+const over = (top, under) => top.slice(0, 3).map((c, i) => c * top[3] + under[i] * (1 - top[3]));
+const light = rgb => { const [r, g, b] = rgb.map(c => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const ground = element => { if (!element) return [255, 255, 255]; const own = parse(getComputedStyle(element).backgroundColor); return own[3] === 1 ? own.slice(0, 3) : over(own, ground(element.parentElement)); };
+const poor = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const element = walker.currentNode.parentElement;
+  if (!walker.currentNode.data.trim() || element.closest('svg, :disabled, .off, .hidden, .skip') || !element.getClientRects().length) continue;
+  const style = getComputedStyle(element), under = ground(element);
+  const a = light(over(parse(style.color), under)), b = light(under);
+  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${element.className} ${walker.currentNode.data.trim().slice(0, 40)}`);
+}
+return [...new Set(poor)];
+"""
+
+
+def test_the_buttons_work_in_a_browser(chromium, site) -> None:
+    """Retry, pressed on the page, passes the check against forged requests and changes the row."""
+    chromium.size(1280, 800)
+    chromium.open(f"{site.url}jobs/{site.ids['quarantined']}")
+    chromium.click("form[action$='/retry'] button")
+    assert chromium.url.endswith("?done=retried")
+    assert "The job is due" in chromium.text
+    with psycopg.connect(site.dsn, autocommit=True) as connection:
+        row = connection.execute("SELECT state FROM jobrunner.jobs WHERE id = %s", (site.ids["quarantined"],)).fetchone()
+    assert row == ("queued",)
+    assert chromium.console() == []
+
+
+def test_a_page_of_another_site_cannot_press_them(chromium, site, tmp_path) -> None:
+    """A form on another origin, sent by a real browser, is refused and changes nothing."""
+    page = tmp_path / "evil.html"
+    page.write_text(f"<form method=post action='{site.url}jobs/{site.ids['scheduled']}/cancel'><button>x</button></form>")
+    chromium.open(page.as_uri())
+    chromium.click("button")
+    assert "403" in chromium.text
+    with psycopg.connect(site.dsn, autocommit=True) as connection:
+        row = connection.execute("SELECT state FROM jobrunner.v_jobs WHERE id = %s", (site.ids["scheduled"],)).fetchone()
+    assert row == ("scheduled",)
+    chromium.console()  # it complains about the 403, as it should
+
+
+def test_plain_http_without_fetch_metadata_works_too(chromium, site) -> None:
+    """Over http on a name that is no loopback browsers send no Sec-Fetch-Site; our own forms pass by their Origin."""
+    with psycopg.connect(site.dsn, autocommit=True) as connection:
+        row = connection.execute("SELECT id FROM jobrunner.job_history WHERE state = 'failed' ORDER BY id LIMIT 1").fetchone()
+    assert row is not None
+    with served(site.dsn, "0.0.0.0", JOBRUNNER_WEB_PASSWORD="pw") as url:
+        port = url.rstrip("/").rpartition(":")[2]
+        address = own_address()
+        chromium.open(f"http://admin:pw@{address}:{port}/jobs/{row[0]}")
+        chromium.click("form[action$='/retry'] button")
+        assert chromium.url.endswith("?done=retried")
+        assert "The job is due" in chromium.text
+    chromium.console()
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback; loopback where it has none."""
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def test_nothing_in_a_row_runs(chromium, site) -> None:
+    """Scripts in every text that a row can hold stay text: no dialog opens, and the policy has nothing to refuse."""
+    with psycopg.connect(site.dsn, autocommit=True) as connection:
+        row = connection.execute(
+            "INSERT INTO jobrunner.jobs (task, queue, args, tags, meta, unique_key, last_error_type, last_error, attempt) VALUES "
+            "(%(x)s, %(x)s, %(json)s, ARRAY[%(x)s], %(json)s, %(x)s, %(x)s, %(x)s, 1) RETURNING id",
+            {"x": PAYLOAD, "json": Jsonb({PAYLOAD: PAYLOAD})},
+        ).fetchone()
+        assert row is not None
+        connection.execute(
+            "INSERT INTO jobrunner.job_attempts (job_id, attempt, lease, task, queue, started_at, outcome, error_type, message, traceback, exit_cause) "
+            "VALUES (%(id)s, 1, 1, %(x)s, %(x)s, now(), 'retried', %(x)s, %(x)s, %(x)s, %(x)s)",
+            {"id": row[0], "x": PAYLOAD},
+        )
+        connection.execute(
+            "INSERT INTO jobrunner.workers (name, host, pid, kind, version, queues, tasks, slots, lease_expires_at, stopped_at, last_exit) "
+            "VALUES (%(x)s, 'h', 1, 'test', %(x)s, ARRAY[%(x)s], '{}', 1, now(), now(), %(x)s)",
+            {"x": PAYLOAD},
+        )
+    for path in ("jobs", f"jobs/{row[0]}", "queues", "workers", "jobs?filter=<script>alert('url')</script>"):
+        chromium.open(site.url + path)
+        assert chromium.alert() is None, path
+        assert "alert('" in chromium.text or "filter" in path, path
+        assert chromium.run("return document.querySelectorAll('script, img, [onload], [onerror]').length") == 0, path
+        assert not [line for line in chromium.console() if "400 (BAD REQUEST)" not in line], path
+
+
+def test_the_keyboard_reaches_everything(chromium, site) -> None:
+    """The first stop is the way past the navigation, and every link, field and button can take the focus."""
+    chromium.open(site.url + "jobs")
+    assert (
+        chromium.run("const first = document.querySelector('a, button, input'); first.focus(); return document.activeElement.className")
+        == "skip"
+    )
+    assert chromium.run("return [...document.querySelectorAll('a, button, input, summary')].every(element => element.tabIndex >= 0)")
+    assert chromium.run("return [...document.querySelectorAll('input')].every(element => element.labels.length > 0)")

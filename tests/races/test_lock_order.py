@@ -1,0 +1,67 @@
+"""Bulk changes lock in id order: two that overlap, given in opposite order, wait for each other and never deadlock."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import Any
+
+import pytest
+
+from jobrunner.jobs import Ending, Succeeded, Unsuccessful
+from jobrunner.states import State
+from tests.support.rows import EXPIRED, LEASE
+from tests.support.sessions import PATIENCE
+
+COUNT = 12
+FINISHES = [None, Ending.RETRY, Ending.FAIL, Ending.SNOOZE, Ending.RELEASE, Ending.CRASH, Ending.ABORT]
+BY_STATE: dict[State, list[Any]] = {
+    State.RUNNING: ["request_cancel", "start", "rescue", *FINISHES],
+    State.QUEUED: ["cancel", "run_now"],
+    State.FAILED: ["requeue"],
+}
+
+
+def pairs():
+    """Every two bulk changes that can want the same jobs."""
+    return [
+        pytest.param(state, one, other, id=f"{one or 'succeed'}-{other or 'succeed'}".lower())
+        for state, verbs in BY_STATE.items()
+        for one, other in itertools.combinations_with_replacement(verbs, 2)
+    ]
+
+
+def bulk(session, verb, ids):
+    """A bulk change of these jobs, given in this order."""
+    if verb == "rescue":
+        return session.store.rescue
+    if verb == "start":
+        return lambda: session.store.start([(job_id, LEASE, 1.0) for job_id in ids])
+    if verb is None:
+        return lambda: session.store.finish([Succeeded(job_id, LEASE, None, 1, 1, 1.0) for job_id in ids])
+    if isinstance(verb, Ending):
+        return lambda: session.store.finish([Unsuccessful(verb, job_id, LEASE, run_ms=1, delay_ms=0) for job_id in ids])
+    return lambda: session.run(verb, {"ids": ids})
+
+
+@pytest.mark.parametrize(("state", "one", "other"), pairs())
+def test_overlapping_bulk_changes_in_opposite_order_do_not_deadlock(scene, sessions, state, one, other):
+    """Both are held up at a job in the middle; when it is let go both come to their end."""
+    worker = scene.worker(EXPIRED)
+    base = scene.job()
+    scene.execute("DELETE FROM jobrunner.jobs WHERE id = %s", (base,))
+    common = {"worker_id": worker, "max_crashes": 9, "started_at": "=now()"} if state is State.RUNNING else {}
+    # Stored in the opposite order of their ids, so that a scan of the table is no help.
+    ids = sorted(scene.job(state, id=base + COUNT - number, attempt=1, **common) for number in range(COUNT))
+    scene.execute("SELECT setval(pg_get_serial_sequence('jobrunner.jobs', 'id'), %s)", (base + COUNT,))
+    holder, first, second = sessions(), sessions(), sessions()
+    table = "job_history" if state is State.FAILED else "jobs"
+    with holder.connection.transaction():
+        holder.execute(f"SELECT FROM jobrunner.{table} WHERE id = %s FOR UPDATE", (ids[COUNT // 2],))
+        one_call = first.call_blocked(bulk(first, one, ids), scene)
+        # A second rescuer goes past the worker that the first one has.
+        start = second.call if one == other == "rescue" else partial(second.call_blocked, observer=scene)
+        other_call = start(bulk(second, other, ids[::-1]))
+    assert one_call.exception(PATIENCE) is None
+    assert other_call.exception(PATIENCE) is None
+    assert all(len(scene.rows(job_id)) == 1 for job_id in ids)

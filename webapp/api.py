@@ -1,0 +1,131 @@
+"""Owns the JSON API: jobs in, jobs out, and the two probes.
+
+It must not format errors (`problems` does) nor check rights (`access` did before the view ran).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flask import request, url_for
+
+from jobrunner import filters
+from jobrunner.errors import ConfigurationError, JobrunnerError, QueryTimeout, SchemaError
+from jobrunner.inspection import DEFAULT_LIMIT, MAX_LIMIT, count_jobs, get_job, list_jobs, pulse
+
+from . import access, bodies, render, serial
+from .context import dashboard
+from .problems import InvalidField, Problem, problem_of
+from .routes import PUBLIC, Route, job_id_of
+
+if TYPE_CHECKING:
+    from flask import Response
+
+OPTIONS = (
+    "queue", "priority", "delay", "run_at", "unique", "max_attempts", "backoff", "backoff_base", "backoff_cap", "backoff_jitter",
+    "max_crashes", "time_limit", "tags", "meta", "parent_id",
+)  # fmt: skip
+FIELDS = ("task", "args", "options")
+PARAMETERS = ("filter", "state", "task", "queue", "cursor", "limit")
+
+
+def api_list() -> Response:
+    """GET: a page of jobs, newest first."""
+    for name in request.args:
+        if name not in PARAMETERS:
+            raise InvalidField(f"there is no parameter {name}", hint=f"known: {', '.join(PARAMETERS)}")
+    given = request.args
+    wanted = filters.combine(given.get("filter"), state=given.get("state"), task=given.get("task"), queue=given.get("queue"))
+    reads = dashboard().reads()
+    found = list_jobs(reads, filter=wanted, cursor=given.get("cursor"), limit=_limit(given.get("limit")))
+    try:
+        count = count_jobs(reads, wanted)
+    except QueryTimeout:
+        count = None  # the rows are there; their number is an extra
+    return render.json_response(serial.page(found, count))
+
+
+def api_enqueue() -> Response:
+    """POST: write a job; 201, or 200 when `unique` found one that is there already."""
+    body = bodies.json_object(request)
+    bodies.refuse_unknown(body, FIELDS)
+    task, args, options = bodies.text(body, "task"), bodies.mapping(body, "args"), bodies.mapping(body, "options")
+    bodies.refuse_unknown(options, OPTIONS, "options.")
+    if options.get("run_at") is not None:
+        options["run_at"] = bodies.instant(options["run_at"], "options.run_at")
+    board = dashboard()
+    try:
+        job = board.enqueue(task, args, options)
+    except ConfigurationError as error:  # a value out of range
+        raise InvalidField(str(error), hint=error.hint) from error
+    response = render.json_response({"id": job.id, "created": job.created, "state": job.state}, 201 if job.created else 200)
+    response.headers["Location"] = url_for("jobrunner.api_show", job_id=job.id)
+    return response
+
+
+def api_show(job_id: str) -> Response:
+    """GET: everything about one job."""
+    return render.json_response(serial.detail(get_job(dashboard().reads(), job_id_of(job_id))))
+
+
+def api_retry(job_id: str) -> Response:
+    """POST: run a job that ended without success again, or a waiting one now."""
+    board, number = dashboard(), job_id_of(job_id)
+    board.jobs.job(number).retry()
+    return render.json_response(serial.detail(get_job(board.reads(), number)))
+
+
+def api_cancel(job_id: str) -> Response:
+    """POST: cancel a waiting job (200), or ask a running one to stop (202)."""
+    board, number = dashboard(), job_id_of(job_id)
+    answer = board.jobs.job(number).cancel()
+    return render.json_response(serial.detail(get_job(board.reads(), number)), 202 if answer == "requested" else 200)
+
+
+def healthz() -> Response:
+    """GET: the process answers. Asks nothing of the database."""
+    return render.json_response({"status": "ok"})
+
+
+def readyz() -> Response:
+    """GET: the database answers and its schema fits; 503 otherwise. Says why only to who may read."""
+    board = dashboard()
+    try:
+        schema = pulse(board.reads()).schema
+        if not schema.up_to_date:
+            state = "newer than this program knows" if not schema.known else f"{len(schema.pending)} migrations behind"
+            raise SchemaError(f"the schema is at {schema.current}: {state}", hint="run:   jobrunner db upgrade")
+    except JobrunnerError as error:
+        problem = problem_of(error)
+        if not _may_read():
+            problem = Problem(503, problem.slug, problem.title, "not ready")
+        return render.problem_json(problem)
+    return render.json_response({"status": "ok", **({"schema": schema.current} if _may_read() else {})})
+
+
+def _may_read() -> bool:
+    try:
+        return access.allows(access.role_of(request, dashboard()), "read")
+    except Exception:  # noqa: BLE001  a broken check must not make the probe fail
+        return False
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_LIMIT
+    if not text.isascii() or not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= MAX_LIMIT:  # noqa: PLR2004  digits
+        raise InvalidField(f"limit must be a whole number from 1 to {MAX_LIMIT}")
+    return int(text)
+
+
+ROUTES = (
+    Route("GET", "/jobs", api_list, "read", api=True),
+    Route("POST", "/jobs", api_enqueue, "operate", api=True),
+    Route("GET", "/jobs/<job_id>", api_show, "read", api=True),
+    Route("POST", "/jobs/<job_id>/retry", api_retry, "operate", api=True),
+    Route("POST", "/jobs/<job_id>/cancel", api_cancel, "operate", api=True),
+)
+PROBES = (
+    Route("GET", "/healthz", healthz, PUBLIC, api=True),
+    Route("GET", "/readyz", readyz, PUBLIC, api=True),
+)
