@@ -63,10 +63,13 @@ def main() -> None:
         def bulk_bare() -> float:
             rows = [(number,) for number in range(options.bulk)]
             began = time.perf_counter()
-            with psycopg.connect(dsn) as connection, connection.cursor() as cursor:
-                with cursor.copy("COPY jobrunner.jobs (task, args) FROM STDIN") as copy:
-                    for (number,) in rows:
-                        copy.write_row(("noop", f'{{"number": {number}}}'))
+            with (
+                psycopg.connect(dsn) as connection,
+                connection.cursor() as cursor,
+                cursor.copy("COPY jobrunner.jobs (task, args) FROM STDIN") as copy,
+            ):
+                for (number,) in rows:
+                    copy.write_row(("noop", f'{{"number": {number}}}'))
             return options.bulk / (time.perf_counter() - began)
 
         def bulk_ours() -> float:

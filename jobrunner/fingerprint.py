@@ -31,7 +31,7 @@ _NORMALISERS = (
     (re.compile(r"\d+"), "<n>"),
 )
 _MESSAGE_LIMIT = 2_000  # characters looked at; a message of megabytes must not cost seconds
-_LIBRARIES = tuple({os.path.realpath(path) for path in (*sysconfig.get_paths().values(), sys.prefix, Path(__file__).parent)})
+_LIBRARIES = tuple({os.path.realpath(path) for path in (*sysconfig.get_paths().values(), sys.prefix, str(Path(__file__).parent))})
 
 
 def normalise(message: str) -> str:

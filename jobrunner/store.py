@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import psycopg
 import sqlalchemy as sa
@@ -219,7 +219,7 @@ class Store:
             raise self._duplicate(job_id) from error
         if row is None:
             raise self._illegal(job_id, "requeue")
-        return row[1]
+        return str(row[1])
 
     def _illegal(self, job_id: int, transition: str) -> JobNotFound | IllegalTransition:
         row = self._run("job_state", {"id": job_id}).fetchone()
@@ -242,7 +242,7 @@ class Store:
         return DuplicateJob(*row) if row else DuplicateJob(job_id, "?")
 
     def _run(self, name: str, parameters: Mapping[str, Any]) -> Cursor[Any]:
-        return self.connection.execute(cast("LiteralString", statements.load(name)), parameters)
+        return self.connection.execute(statements.load(name), parameters)
 
 
 class Database:

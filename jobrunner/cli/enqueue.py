@@ -5,6 +5,7 @@ It must not write anything when one of the lines is wrong.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -105,7 +106,7 @@ def enqueue(
 
 def _many(runner: JobRunner, name: str, options: dict[str, Any]) -> None:
     task = runner.registry[name]
-    calls = (_call(task, data, number) for number, data in parse_lines(click.get_text_stream("stdin")))
+    calls = (_call(task, data, number) for number, data in parse_lines(sys.stdin))
     ids = task.options(**options).enqueue_many(calls)
     if shared().json:
         print_json({"ids": list(ids)})

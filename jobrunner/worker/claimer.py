@@ -84,8 +84,9 @@ class Claimer:
         return taken
 
     def _scan_pause(self) -> float:
-        """How long a scan must wait after the last: nothing while scans are cheap. The least of the last three, since a busy
-        machine makes single ones slow.
+        """How long a scan must wait after the last: nothing while scans are cheap.
+
+        The least of the last three counts, since a busy machine makes single ones slow.
         """
         cost = min(self._scan_costs) * SCAN_SHARE
         return cost if cost > RESCAN else 0.0

@@ -65,7 +65,7 @@ def shot(chromium, name) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width, height", SIZES)
+@pytest.mark.parametrize(("width", "height"), SIZES)
 def test_no_page_breaks_its_own_policy(chromium, site, scheme, width, height) -> None:
     """Every page, light and dark, wide and narrow: no complaint in the console, no request elsewhere, no sideways scrolling."""
     chromium.size(width, height)

@@ -20,6 +20,10 @@ def ledger(tmp_path):
     return Ledger(tmp_path / "ledger")
 
 
+def _wait_for_moment(moment):
+    wait_until(lambda: time.monotonic() >= moment, timeout=5, what="a random moment")
+
+
 def test_twenty_kills_lose_no_job(fresh_dsn, ledger):
     """A worker killed -9 twenty times at random moments loses none of 2,000 jobs, and each of them runs."""
     seed = random.randrange(1 << 32)
@@ -29,9 +33,9 @@ def test_twenty_kills_lose_no_job(fresh_dsn, ledger):
     for _ in range(20):
         done = sum(ledger.count("end").values())
         with workers(fresh_dsn, ledger.path, "--lease", "2s", "-c", "2") as [worker]:
-            wait_until(lambda done=done: sum(ledger.count("end").values()) > done, timeout=30, what="the worker to get on")
+            ledger.wait_for_ends(done + 1)
             pause = time.monotonic() + moments.uniform(0, 0.3)
-            wait_until(lambda pause=pause: time.monotonic() >= pause, timeout=5, what="a random moment")
+            _wait_for_moment(pause)
             worker.kill()
     with workers(fresh_dsn, ledger.path, "--lease", "2s", "-c", "2"):
         wait_for_states(fresh_dsn, 60, succeeded=2000)
@@ -52,7 +56,7 @@ def test_rescued_within_a_lease_and_a_poll(fresh_dsn, ledger):
 
 
 def test_default_settings_after_a_kill(fresh_dsn, ledger):
-    """kill -9 in the middle of 200 jobs of 50 ms at default settings: all done within 35 s of the restart; only jobs in flight run twice."""
+    """kill -9 amid 200 jobs of 50 ms at default settings: all done within 35 s of the restart; only those in flight run twice."""
     insert(fresh_dsn, "work", 200, "jsonb_build_object('number', n, 'seconds', 0.05)")
     with workers(fresh_dsn, ledger.path) as [worker]:
         wait_until(lambda: sum(ledger.count("end").values()) >= 80, timeout=60, what="the middle of the work")

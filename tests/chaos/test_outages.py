@@ -25,7 +25,7 @@ def test_stopped_and_started_under_load(durable_server, ledger, how):
     with workers(dsn, ledger.path, "-c", "2") as [worker]:
         for _ in range(2):
             done = len(ledger.count("end"))
-            wait_until(lambda done=done: len(ledger.count("end")) >= done + 100, timeout=60, what="the worker to get on")
+            ledger.wait_for_ends(done + 100)
             if how == "kill":
                 durable_server.kill()
             else:
@@ -33,10 +33,9 @@ def test_stopped_and_started_under_load(durable_server, ledger, how):
             wait_until(lambda: "database away" in worker.text(), timeout=20, what="the worker to notice")
             durable_server.start()
         wait_for_states(dsn, 60, succeeded=600)
-        back = rows(dsn, "SELECT now()")[0][0]
-        wait_until(
-            lambda: rows(dsn, "SELECT max(heartbeat_at) FROM jobrunner.v_workers")[0][0] > back, timeout=15, what="heartbeats to go on"
-        )
+        back = rows(dsn, "SELECT now()::text")[0][0]
+        heartbeat = f"SELECT max(heartbeat_at) > '{back}' FROM jobrunner.v_workers"
+        wait_until(lambda: rows(dsn, heartbeat) == [(True,)], timeout=15, what="heartbeats to go on")
         assert rows(dsn, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'jobrunner-listener'") == [(1,)]
         assert worker.stop() == 0
         assert "lease lost" not in worker.text()
@@ -65,10 +64,11 @@ def test_backends_terminated(fresh_dsn, ledger):
     insert(fresh_dsn, "work", 400, "jsonb_build_object('number', n, 'seconds', 0.005)")
     with workers(fresh_dsn, ledger.path, "-c", "2"):
         for step in range(1, 11):
-            wait_until(lambda step=step: len(ledger.count("end")) >= step * 30, timeout=60, what="the worker to get on")
+            ledger.wait_for_ends(step * 30)
             rows(
                 fresh_dsn,
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'jobrunner%'",
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name LIKE 'jobrunner%'",
             )
         wait_for_states(fresh_dsn, 60, succeeded=400)
     assert all(count == 1 for count in ledger.count("begin").values())

@@ -14,8 +14,20 @@ from jobrunner.settings import describe_target
 from tests.support.waiting import wait_until
 
 STATUS_KEYS = {
-    "target", "at", "schema", "read_only", "workers_alive", "workers_lost", "slots", "running", "last_seen_at", "failed_last_hour", "queues",
-    "workers", "unserved", "problems",
+    "target",
+    "at",
+    "schema",
+    "read_only",
+    "workers_alive",
+    "workers_lost",
+    "slots",
+    "running",
+    "last_seen_at",
+    "failed_last_hour",
+    "queues",
+    "workers",
+    "unserved",
+    "problems",
 }
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
-import sqlalchemy as sa
 
 from jobrunner import inspection
-from jobrunner.errors import DatabaseUnreachable, InvalidCursor, JobNotFound, QueryTimeout, SchemaMissing
-from jobrunner.filters import STATE_WORDS, JobFilter, parse
+from jobrunner.errors import InvalidCursor, JobNotFound
+from jobrunner.filters import STATE_WORDS, parse
 from jobrunner.inspection import Count
 from jobrunner.settings import parse_dsn
 from jobrunner.store import Database
@@ -170,10 +167,8 @@ def test_a_row_has_the_words_and_durations_of_the_database(connection, database)
     )
     later = add_job(connection, run_at=connection.execute("SELECT now() + interval '1 h'").fetchone()[0])
     rows = {job.id: job for job in inspection.list_jobs(database).items}
-    assert rows[waiting].wait is not None
-    assert 90 <= rows[waiting].wait.total_seconds() < 100
-    assert rows[running].run is not None
-    assert 40 <= rows[running].run.total_seconds() < 50
+    assert timedelta(seconds=90) <= (rows[waiting].wait or timedelta()) < timedelta(seconds=100)
+    assert timedelta(seconds=40) <= (rows[running].run or timedelta()) < timedelta(seconds=50)
     assert rows[running].wait == pytest.approx(timedelta(seconds=20), abs=timedelta(seconds=1))
     assert (rows[later].state, rows[later].wait) == ("scheduled", None)
     assert rows[waiting].args_excerpt == '{"n": 9007199254740993}'
@@ -322,85 +317,3 @@ def test_a_schema_that_does_not_fit_is_the_first_problem(connection, database) -
         assert inspection.pulse(database).problems[0].code == "schema_too_new"
     finally:
         connection.execute("UPDATE jobrunner.alembic_version SET version_num = (SELECT '0001')")
-
-
-def test_reads_cannot_write(connection, database) -> None:
-    """Every read runs in a READ ONLY transaction of one snapshot with its own time limits, which end with it."""
-    with inspection.reading(database) as reader:
-        assert reader.connection.scalar(sa.text("SHOW transaction_read_only")) == "on"
-        assert reader.connection.scalar(sa.text("SHOW transaction_isolation")) == "repeatable read"
-        assert reader.connection.scalar(sa.text("SHOW statement_timeout")) == "2s"
-        with pytest.raises(sa.exc.InternalError, match="read-only transaction"):
-            reader.connection.execute(sa.text("DELETE FROM jobrunner.jobs"))
-    with database.store() as store:
-        assert store.connection.autocommit
-        assert store.connection.execute("SHOW statement_timeout").fetchone() == ("0",)
-        assert store.connection.execute("SHOW transaction_read_only").fetchone() == ("off",)
-
-
-def test_a_slow_read_is_ended(database) -> None:
-    """A statement that runs into the limit is ended by the server and is QueryTimeout."""
-    with pytest.raises(QueryTimeout, match="needs longer than 0.05 s"), inspection.reading(database, timedelta(milliseconds=50)) as reader:
-        reader.connection.execute(sa.text("SELECT pg_sleep(10)"))
-
-
-def test_a_read_survives_a_restart_of_the_server(connection, database) -> None:
-    """Connections that died in the pool cost nobody an error."""
-    assert inspection.list_jobs(database).items == ()
-    connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
-    assert inspection.list_jobs(database).items == ()
-
-
-def test_a_dead_database_is_named_without_its_password() -> None:
-    """A server that does not answer is DatabaseUnreachable, with its address and never the password."""
-    database = Database(parse_dsn("postgresql://ana:s3cret@127.0.0.1:1/shop", "JOBRUNNER_DSN"))
-    with pytest.raises(DatabaseUnreachable) as caught:
-        inspection.list_jobs(database)
-    assert "ana@127.0.0.1:1/shop" in str(caught.value)
-    assert "s3cret" not in str(caught.value) + caught.value.hint
-    database.close()
-
-
-def test_a_database_without_our_tables_is_schema_missing(empty_dsn) -> None:
-    """Before `db upgrade` every read says so."""
-    database = Database(parse_dsn(empty_dsn, "test"))
-    with pytest.raises(SchemaMissing):
-        inspection.list_jobs(database)
-    with pytest.raises(SchemaMissing):
-        inspection.pulse(database)
-    database.close()
-
-
-def test_a_page_is_one_snapshot(connection, database, monkeypatch) -> None:
-    """A job that finishes between the two statements of a page is on it once."""
-    job_id = add_job(connection)
-    original = inspection.lists._finished_part
-    moved = threading.Event()
-
-    def finish_in_between(*args, **kwargs):
-        if not moved.is_set():
-            moved.set()
-            connection.execute(
-                "WITH gone AS (DELETE FROM jobrunner.jobs RETURNING *) INSERT INTO jobrunner.job_history "
-                "(id, task, args, queue, priority, tags, created_at, run_at, state, lease, attempt, max_attempts, backoff, backoff_base, "
-                "backoff_cap, backoff_jitter, crash_count, max_crashes) SELECT id, task, args, queue, priority, tags, created_at, run_at, "
-                "'cancelled', lease, attempt, max_attempts, backoff, backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes FROM gone"
-            )
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr("jobrunner.inspection.lists._finished_part", finish_in_between)
-    assert [job.id for job in inspection.list_jobs(database).items] == [job_id]
-    assert moved.is_set()
-    assert inspection.list_jobs(database).items[0].state == "cancelled"
-
-
-def test_an_empty_filter_is_no_filter(database) -> None:
-    """An empty database answers every question."""
-    page = inspection.list_jobs(database, filter=JobFilter())
-    assert (page.items, page.next, page.prev) == ((), None, None)
-    assert inspection.list_queues(database) == ()
-    assert inspection.list_workers(database) == ()
-    assert inspection.status(database).problems[0].code == "no_worker"
-    assert isinstance(psycopg.__version__, str)

@@ -67,7 +67,7 @@ def middle(connection, *, newer=False) -> Cursor:
 
 @pytest.mark.parametrize("where", ["newest", "older", "newer"])
 @pytest.mark.parametrize(
-    "text, index",
+    ("text", "index"),
     [
         ("-state:queued,running,scheduled,retrying", "finished_at"),
         ("state:succeeded", "finished_at"),

@@ -7,6 +7,7 @@ import pwd
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
@@ -34,7 +35,7 @@ def pooled(fresh_dsn, tmp_path):
         f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\nunix_socket_dir=\nauth_type=any\nauth_file={users}\n"
         "pool_mode=transaction\ndefault_pool_size=2\nmin_pool_size=2\nmax_client_conn=100\n"
     )
-    options = {}
+    options: dict[str, Any] = {}
     if os.geteuid() == 0:  # it refuses to be root; the owner of the server's socket may pass
         owner = pwd.getpwuid(Path(known["host"]).stat().st_uid)
         for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):

@@ -174,6 +174,25 @@ def test_whom_a_rescue_blames(connection, given, expected, asked):
     ]
 
 
+@pytest.mark.parametrize("crash_count", [0, 1, 2, 3, HUGE])
+@pytest.mark.parametrize("max_crashes", [1, 3])
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_three_rescues_divide_the_jobs_between_them(connection, crash_count, max_crashes, started, asked):
+    """Each job of a lost worker is taken by exactly one of the three statements, in whatever order they come."""
+    scene = Scene(connection)
+    worker = scene.worker(EXPIRED)
+    job_id = scene.job(
+        State.RUNNING, worker_id=worker, crash_count=crash_count, max_crashes=max_crashes,
+        started_at="=now()" if started else None, cancel_requested_at="=now()" if asked else None,
+    )  # fmt: skip
+    taken = []
+    for name in ("rescue", "rescue_quarantine", "rescue_abort"):
+        with connection.transaction(force_rollback=True):
+            taken += scene.run(name, {"worker_ids": [worker]})
+    assert taken == [job_id]
+
+
 def test_a_rescue_that_blames_nobody_keeps_the_turn(connection):
     """A job that is not charged keeps its place in the queue; the first crash does as well; a second waits for its backoff."""
     scene = Scene(connection)

@@ -9,7 +9,7 @@ import pytest
 
 from jobrunner.states import State
 from jobrunner.store import Floor
-from tests.support.rows import ALIVE, EXPIRED, TASK
+from tests.support.rows import ALIVE, EXPIRED, TASK, fenced_parameters
 from tests.support.sessions import PATIENCE
 
 CLAIMERS = 3
@@ -96,6 +96,15 @@ def test_the_floor_tells_jobs_of_one_instant_apart(scene):
         found += [job.id for job in batch]
         floor = Floor(batch[-1].run_at, batch[-1].id)
     assert found == ids
+
+
+def test_the_job_at_the_floor_is_not_behind_it(scene):
+    """A job that was claimed last and given back keeps its key: a claim from the floor passes it over, one from the start takes it."""
+    worker, job_id = scene.worker(), scene.job()
+    (job,) = scene.store.claim(worker, [TASK], "default", 0, 9)
+    assert scene.run("release", fenced_parameters("release", [(job.id, job.lease)])) == [job_id]
+    assert scene.store.claim(worker, [TASK], "default", 0, 9, Floor(job.run_at, job.id)) == []
+    assert [again.id for again in scene.store.claim(worker, [TASK], "default", 0, 9)] == [job_id]
 
 
 @pytest.mark.parametrize("life", [EXPIRED, "given up, not yet committed", "given up"])

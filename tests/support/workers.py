@@ -37,6 +37,10 @@ class Ledger:
         """How often each number had `event`."""
         return Counter(number for what, number, _, _ in self.lines() if what == event)
 
+    def wait_for_ends(self, count: int, timeout: float = 60) -> None:
+        """Wait until at least `count` attempts have ended."""
+        wait_until(lambda: sum(self.count("end").values()) >= count, timeout=timeout, what=f"{count} attempts to have ended")
+
 
 class Worker:
     """One `jobrunner work` process."""

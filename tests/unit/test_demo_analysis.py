@@ -88,4 +88,4 @@ def test_the_standard_library_is_found():
 @pytest.mark.parametrize(("count", "limit", "expected"), [(3, 5, [0, 1, 2]), (10, 5, [0, 2, 4, 6, 8]), (7, 3, [0, 2, 4]), (0, 3, [])])
 def test_spread(count, limit, expected):
     """A limit takes from all over the list, each element at most once, the same ones each time."""
-    assert spread(list(range(count)), limit) == expected
+    assert spread([str(number) for number in range(count)], limit) == [str(number) for number in expected]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,17 +15,23 @@ from jobrunner.filters import JobFilter, Pattern, parse
 names = st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=12)
 ids = st.integers(1, filters.MAX_ID)
 words = st.frozensets(st.sampled_from(filters.STATE_WORDS), max_size=3)
-several = {"max_size": 3, "unique": True}
+
+
+def several(what: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Up to three different ones."""
+    return st.lists(what, max_size=3, unique=True).map(tuple)
+
+
 any_filter = st.builds(
     JobFilter,
     states=words,
-    tasks=st.lists(st.builds(Pattern, names, st.booleans()), **several).map(tuple),
-    queues=st.lists(names, **several).map(tuple),
-    ids=st.lists(ids, **several).map(tuple),
+    tasks=several(st.builds(Pattern, names, st.booleans())),
+    queues=several(names),
+    ids=several(ids),
     not_states=words,
-    not_tasks=st.lists(st.builds(Pattern, names, st.booleans()), **several).map(tuple),
-    not_queues=st.lists(names, **several).map(tuple),
-    not_ids=st.lists(ids, **several).map(tuple),
+    not_tasks=several(st.builds(Pattern, names, st.booleans())),
+    not_queues=several(names),
+    not_ids=several(ids),
 )
 
 
@@ -63,7 +71,7 @@ def test_any_text_is_a_filter_or_refused(text) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, part",
+    ("text", "part"),
     [
         ("sate:failed", "Did you mean 'state'?"),
         ("state:faild", "Did you mean 'failed'?"),
@@ -94,7 +102,7 @@ def test_what_is_wrong_is_named(text, part) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, hint", [("123", "id:123"), ("#77", "id:77"), ("failed", "state:failed"), ("mail.send", "qualifiers: state")]
+    ("text", "hint"), [("123", "id:123"), ("#77", "id:77"), ("failed", "state:failed"), ("mail.send", "qualifiers: state")]
 )
 def test_bare_words_are_refused_with_what_was_meant(text, hint) -> None:
     """A word without a qualifier is refused, and the hint says how to write it."""

@@ -104,7 +104,7 @@ def test_clocks_that_disagree_draw_no_negative_width() -> None:
 
 
 @pytest.mark.parametrize(
-    "text, value",
+    ("text", "value"),
     [("9007199254740993", 9007199254740993), ("1e400", "1e400"), ("-1e999", "-1e999"), ('{"a": 1.5}', {"a": 1.5}), ("null", None)],
 )
 def test_numbers_beyond_python_become_text(text, value) -> None:

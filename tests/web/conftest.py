@@ -49,7 +49,7 @@ def app(jobs) -> Iterator[Flask]:
 
 
 @pytest.fixture
-def client(app) -> FlaskClient:
+def client(app: Flask) -> FlaskClient:
     """Asks as admin, as our own page would."""
     made = app.test_client()
     made.environ_base |= {"HTTP_X_TEST_ROLE": "admin", "HTTP_SEC_FETCH_SITE": "same-origin"}

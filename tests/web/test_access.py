@@ -133,7 +133,7 @@ def test_every_answer_has_the_headers(app, url, role) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers, api, own",
+    ("headers", "api", "own"),
     [
         ({"Sec-Fetch-Site": "same-origin"}, False, True),
         ({"Sec-Fetch-Site": "none"}, False, True),
@@ -179,7 +179,7 @@ def test_nothing_configured_is_closed(bare) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, status",
+    ("changes", "status"),
     [
         ({}, 200),
         ({"HTTP_HOST": "localhost:8765"}, 200),
@@ -274,7 +274,7 @@ def test_a_password_in_the_environment_is_a_check(dsn, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "environ, role",
+    ("environ", "role"),
     [
         (local(HTTP_X_FORWARDED_USER="ana", HTTP_HOST="jobs.example"), "admin"),
         (local(HTTP_X_FORWARDED_USER="bo", HTTP_HOST="jobs.example"), "read"),
@@ -302,7 +302,7 @@ def test_a_header_given_twice_is_nobody() -> None:
 @pytest.mark.parametrize("answer", [True, "root", "", 1, "ADMIN"])
 def test_a_check_that_answers_nonsense_lets_nobody_in(dsn, answer) -> None:
     """Only the three roles are roles; anything else is 500 and closed."""
-    app = create_app(dsn=dsn, auth=lambda _request: answer)  # type: ignore[arg-type,return-value]
+    app = create_app(dsn=dsn, auth=lambda _request: answer)
     assert app.test_client().get("/jobs").status_code == 500
     app.extensions["jobrunner-web"].reads.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,7 +31,7 @@ def without_tasks(dsn) -> Iterator[FlaskClient]:
     app.extensions["jobrunner-web"].jobs.close()
 
 
-def problem(response, status, slug) -> dict:
+def problem(response, status, slug) -> Any:
     """The problem in a response, which must be exactly this one, and harmless."""
     assert response.status_code == status, response.text
     assert response.mimetype == "application/problem+json"
@@ -84,7 +84,7 @@ def test_options_are_those_of_the_library(client, connection) -> None:
 
 
 @pytest.mark.parametrize(
-    "body, status, slug, part",
+    ("body", "status", "slug", "part"),
     [
         ({"task": "send_welcom", "args": {}}, 422, "unknown-task", "send_welcome"),
         ({"task": "send_welcome"}, 422, "invalid-arguments", "user_id"),
@@ -117,7 +117,7 @@ def test_a_wrong_body_is_refused_in_words(client, connection, body, status, slug
 
 
 @pytest.mark.parametrize(
-    "data, slug",
+    ("data", "slug"),
     [(b"{", "malformed-body"), (b"", "malformed-body"), (b"\xff{}", "malformed-body"), (b'{"task": NaN}', "malformed-body"),
      (b'{"task": "a", "task": "b"}', "malformed-body"), (b"[" * 100_000, "malformed-body"), (b'{"task": ' + b"9" * 5000 + b"}", "malformed-body")],
 )  # fmt: skip
@@ -138,7 +138,7 @@ def test_bodies_are_json_and_bounded(client) -> None:
 def test_the_list_is_paged_and_filtered(client, connection) -> None:
     """Following `next` gives each job once; the filter text and the bare parameters mean the same; the count is capped."""
     seed(connection, 600)
-    seen, url = [], f"{URL}?limit=100"
+    seen, url, page = [], f"{URL}?limit=100", {}
     while url:
         page = client.get(url).json
         seen += [item["id"] for item in page["items"]]
@@ -152,7 +152,7 @@ def test_the_list_is_paged_and_filtered(client, connection) -> None:
 
 
 @pytest.mark.parametrize(
-    "query, status, slug",
+    ("query", "status", "slug"),
     [
         ("filter=sate:x", 400, "invalid-filter"),
         ("filter=state:failed&state=failed", 400, "invalid-filter"),
@@ -294,9 +294,5 @@ def test_unknown_routes_and_methods_are_problems_too(client) -> None:
 def test_the_reference_lists_every_problem() -> None:
     """The table in the reference has exactly the rows of the code."""
     text = (Path(__file__).parents[2] / "docs" / "reference" / "http-api.md").read_text()
-    rows = {
-        tuple(cell.strip(" `") for cell in line.strip("|").split("|")[:2])
-        for line in text.splitlines()
-        if line.startswith("| `")
-    }
+    rows = {tuple(cell.strip(" `") for cell in line.strip("|").split("|")[:2]) for line in text.splitlines() if line.startswith("| `")}
     assert {(slug, str(status)) for _, status, slug, _ in problems.TABLE} <= rows

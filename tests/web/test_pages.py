@@ -76,7 +76,7 @@ def test_every_job_of_the_seed_has_a_page(client, connection) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind, retry, cancel",
+    ("kind", "retry", "cancel"),
     [("failed", True, False), ("succeeded", False, False), ("cancelled", True, False), ("queued", False, True), ("scheduled", True, True),
      ("retrying", True, True), ("running", False, True), ("quarantined", True, False)],
 )  # fmt: skip
@@ -130,7 +130,7 @@ def test_a_wrong_filter_keeps_what_was_typed(client) -> None:
 
 
 @pytest.mark.parametrize(
-    "url, status", [("/jobs/999999", 404), ("/jobs/abc", 404), ("/nothing", 404), ("/jobs?cursor=x", 400), ("/static/nothing.css", 404)]
+    ("url", "status"), [("/jobs/999999", 404), ("/jobs/abc", 404), ("/nothing", 404), ("/jobs?cursor=x", 400), ("/static/nothing.css", 404)]
 )
 def test_errors_are_pages(client, url, status) -> None:
     """What goes wrong is told in the frame, in words."""
@@ -179,7 +179,7 @@ def test_no_text_of_a_row_becomes_markup(client, connection, payload) -> None:
     try:
         job_id = connection.execute(live, values).fetchone()[0]
     except Exception as error:  # noqa: BLE001  an index key of PostgreSQL has a limit; everything else must fit
-        assert "index row" in str(error)  # noqa: PT017
+        assert "index row" in str(error)
         values["x"] = payload = payload[:400]
         job_id = connection.execute(live, values).fetchone()[0]
     connection.execute(
@@ -231,7 +231,7 @@ def test_a_host_application_cannot_change_the_pages(jobs, connection, tmp_path) 
 def test_links_follow_the_script_name(app, connection) -> None:
     """Under a WSGI server's own prefix every link, form, redirect and file has it."""
     ids = seed(connection, 600)
-    app.wsgi_app = DispatcherMiddleware(Flask("outer"), {"/ops": app.wsgi_app})  # type: ignore[method-assign]
+    app.wsgi_app = DispatcherMiddleware(Flask("outer"), {"/ops": app.wsgi_app})
     client = app.test_client()
     client.environ_base |= {"HTTP_X_TEST_ROLE": "admin", "HTTP_SEC_FETCH_SITE": "same-origin"}
     for url in ("/ops/jobs", f"/ops/jobs/{ids['failed']}", "/ops/queues", "/ops/jobs/0"):

@@ -1,0 +1,226 @@
+"""The public views are a promise: their columns and types, what each state shows, and a page that documents exactly them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from psycopg.rows import dict_row
+
+from tests.support.viewrows import Rows
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "views.md"
+SECTION = re.compile(r"^## `(v_\w+)`\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+ROW = re.compile(r"^\| `(\w+)` \| `([\w\[\] ]+)` \| (.+) \|$", re.MULTILINE)
+
+# A column may be added at the end. Taking one away, or changing its type or place, breaks somebody's query.
+COLUMNS = {
+    "v_jobs": """id bigint, task text, args jsonb, queue text, priority smallint, tags text[], meta jsonb, parent_id bigint, unique_key text,
+        state text, created_at timestamptz, run_at timestamptz, started_at timestamptz, finished_at timestamptz, attempt smallint,
+        max_attempts smallint, crash_count smallint, max_crashes smallint, time_limit interval, error_type text, error text,
+        error_at timestamptz, result jsonb, wait_ms bigint, run_ms bigint, cpu_ms bigint, worker_id bigint, lease bigint,
+        cancel_requested_at timestamptz""",
+    "v_attempts": """job_id bigint, attempt smallint, lease bigint, task text, queue text, worker_id bigint, started_at timestamptz,
+        finished_at timestamptz, outcome text, error_type text, message text, traceback text, fingerprint text, exit_cause text,
+        run_ms bigint, cpu_ms bigint""",
+    "v_queues": """queue text, ready_count bigint, scheduled_count bigint, retrying_count bigint, running_count bigint,
+        unserved_count bigint, oldest_ready_at timestamptz, worker_count bigint, slot_count bigint""",
+    "v_workers": """id bigint, name text, host text, pid integer, kind text, version text, queues text[], tasks text[], slots integer,
+        state text, started_at timestamptz, heartbeat_at timestamptz, lease_expires_at timestamptz, stopped_at timestamptz,
+        last_exit text, running_count bigint, succeeded_count bigint, failed_count bigint, crashed_count bigint, rss_bytes bigint""",
+}
+NOW = datetime.now(UTC).replace(microsecond=0)
+LATER, EARLIER = NOW + timedelta(hours=1), NOW - timedelta(hours=1)
+ERROR = {"last_error_type": "shop.Timeout", "last_error": "no answer", "last_error_at": NOW}
+
+
+@pytest.fixture
+def rows(connection):
+    """An empty database to put rows in."""
+    return Rows(connection)
+
+
+@pytest.fixture
+def look(connection):
+    """Reads a view: one row by a condition, as a dict."""
+
+    def read(view, condition="true", *parameters):
+        with connection.cursor(row_factory=dict_row) as cursor:
+            (found,) = cursor.execute(f"SELECT * FROM jobrunner.{view} WHERE {condition}", parameters).fetchall()
+        return found
+
+    return read
+
+
+def pinned(view):
+    """(column, type) of a view, as promised."""
+    return [tuple(pair.split()) for pair in COLUMNS[view].split(",")]
+
+
+def in_database(connection, view):
+    """(column, type) of a view, as it is."""
+    found = connection.execute(
+        "SELECT attname, replace(format_type(atttypid, atttypmod), 'timestamp with time zone', 'timestamptz') FROM pg_attribute"
+        " WHERE attrelid = %s::regclass AND attnum > 0 ORDER BY attnum",
+        (f"jobrunner.{view}",),
+    )
+    return found.fetchall()
+
+
+def test_the_views_are_those(connection):
+    """There is no public view that nobody promised."""
+    found = connection.execute("SELECT viewname FROM pg_views WHERE schemaname = 'jobrunner'").fetchall()
+    assert {name for (name,) in found} == set(COLUMNS)
+
+
+@pytest.mark.parametrize("view", COLUMNS)
+def test_columns_and_types_are_pinned(connection, view):
+    """Names, types and order of a view's columns are as promised."""
+    assert in_database(connection, view) == pinned(view)
+
+
+def test_the_page_documents_exactly_the_columns(connection):
+    """The reference lists every column of every view with its type and a meaning, in their order, and no other."""
+    pages = {view: ROW.findall(text) for view, text in SECTION.findall(PAGE.read_text())}
+    assert {view: [(name, kind) for name, kind, _ in found] for view, found in pages.items()} == {
+        view: in_database(connection, view) for view in COLUMNS
+    }
+
+
+def test_words_of_the_page_are_those_of_the_schema(connection):
+    """Every state, outcome and kind that the schema allows is explained on the page."""
+    allowed = connection.execute(
+        "SELECT conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE conname IN ('job_history_state', 'job_attempts_outcome', 'workers_kind')"
+    ).fetchall()
+    words = {word for _, definition in allowed for word in re.findall(r"'(\w+)'::text", definition)}
+    assert words > {"succeeded", "crashed", "cron"}
+    page = PAGE.read_text()
+    assert not [word for word in words if f"`{word}`" not in page]
+
+
+@pytest.mark.parametrize(
+    ("state", "columns"),
+    [
+        ("queued", {}),
+        ("scheduled", {"run_at": LATER}),
+        ("retrying", {"attempt": 1, "lease": 1, "run_at": LATER, **ERROR}),
+        ("retrying", {"attempt": 1, "lease": 1, **ERROR}),
+        ("queued", {"attempt": 0, "lease": 1, "crash_count": 1, **ERROR}),
+    ],
+)
+def test_a_waiting_job(rows, look, state, columns):
+    """A live job shows in a word why it waits; what only a finished job can have is null."""
+    number = rows.job(**columns)
+    found = look("v_jobs", "id = %s", number)
+    assert found["state"] == state
+    assert [found["error_type"], found["error"], found["error_at"]] == ([*ERROR.values()] if "last_error" in columns else [None] * 3)
+    nulls = ("started_at", "finished_at", "result", "wait_ms", "run_ms", "cpu_ms", "worker_id", "cancel_requested_at")
+    assert {found[name] for name in nulls} == {None}
+
+
+def test_a_running_job(rows, look):
+    """A running job shows its worker, since when, and whether somebody asked to cancel it."""
+    worker = rows.worker("w")
+    number = rows.running(worker, started_at=EARLIER, cancel_requested_at=NOW, time_limit=timedelta(minutes=5), parent_id=7)
+    found = look("v_jobs", "id = %s", number)
+    assert (found["state"], found["worker_id"], found["started_at"]) == ("running", worker, EARLIER)
+    assert (found["cancel_requested_at"], found["time_limit"], found["parent_id"], found["lease"]) == (NOW, timedelta(minutes=5), 7, 1)
+    assert found["finished_at"] is None
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled", "quarantined"])
+def test_a_finished_job(rows, look, state):
+    """A finished job keeps what it had, and shows how it ended and what it cost."""
+    worker = rows.worker("w")
+    number = rows.finished(
+        state, args={"to": "ana"}, queue="mail", priority=3, tags=["nightly"], meta={"trace": "1"}, unique_key="k", created_at=EARLIER,
+        run_at=EARLIER, attempt=2, crash_count=1, worker_id=worker, started_at=NOW, finished_at=NOW, result={"sent": 1}, wait_ms=10,
+        run_ms=20, cpu_ms=5, **ERROR,
+    )  # fmt: skip
+    found = look("v_jobs", "id = %s", number)
+    expected = {
+        "id": number, "task": "mail.send", "args": {"to": "ana"}, "queue": "mail", "priority": 3, "tags": ["nightly"], "meta": {"trace": "1"},
+        "parent_id": None, "unique_key": "k", "state": state, "created_at": EARLIER, "run_at": EARLIER, "started_at": NOW, "finished_at": NOW,
+        "attempt": 2, "max_attempts": 5, "crash_count": 1, "max_crashes": 3, "time_limit": None, "error_type": "shop.Timeout",
+        "error": "no answer", "error_at": NOW, "result": {"sent": 1}, "wait_ms": 10, "run_ms": 20, "cpu_ms": 5, "worker_id": worker, "lease": 1,
+        "cancel_requested_at": None,
+    }  # fmt: skip
+    assert found == expected
+
+
+def test_attempts_of_a_job_that_succeeded_at_last(rows, connection):
+    """The view has every ended attempt once: the record of those that did not succeed, and the success from the job itself."""
+    worker = rows.worker("w")
+    number = rows.finished("succeeded", lease=3, attempt=2, worker_id=worker, started_at=NOW, finished_at=LATER, run_ms=20, cpu_ms=5)
+    rows.attempt(number, "crashed", attempt=1, lease=1, exit_cause="signal 9", finished_at=EARLIER)
+    rows.attempt(number, "retried", attempt=1, lease=2, error_type="E", message="m", traceback="t", fingerprint="f", exit_cause="exception")
+    other = rows.finished("failed")
+    rows.attempt(other, "failed")
+    query = "SELECT lease, attempt, outcome, exit_cause, run_ms FROM jobrunner.v_attempts WHERE job_id = %s ORDER BY lease"
+    assert connection.execute(query, (number,)).fetchall() == [
+        (1, 1, "crashed", "signal 9", None),
+        (2, 1, "retried", "exception", None),
+        (3, 2, "succeeded", None, 20),
+    ]
+    assert connection.execute(query, (other,)).fetchall() == [(1, 1, "failed", None, None)]
+
+
+def test_a_queue_counts_its_live_jobs(rows, look):
+    """Each count is what the page says: a due retry is ready and retrying, and unserved is what no live worker registers."""
+    worker = rows.worker("w", queues=["default", "mail"], slots=8)
+    rows.worker("gone", lease_expires_at=EARLIER)
+    rows.worker("left", stopped_at=NOW, tasks=["video.encode"])
+    rows.job(run_at=EARLIER)
+    rows.job(run_at=LATER)
+    rows.job(attempt=1, run_at=LATER)
+    rows.job(attempt=1, run_at=NOW - timedelta(minutes=5))
+    rows.job("video.encode", run_at=NOW - timedelta(minutes=5))
+    rows.running(worker)
+    rows.finished("succeeded")
+    assert look("v_queues", "queue = 'default'") == {
+        "queue": "default", "ready_count": 3, "scheduled_count": 1, "retrying_count": 2, "running_count": 1, "unserved_count": 1,
+        "oldest_ready_at": EARLIER, "worker_count": 1, "slot_count": 8,
+    }  # fmt: skip
+    idle = look("v_queues", "queue = 'mail'")
+    assert (idle["ready_count"], idle["running_count"], idle["oldest_ready_at"], idle["worker_count"], idle["slot_count"]) == (
+        0,
+        0,
+        None,
+        1,
+        8,
+    )
+
+
+def test_a_queue_without_a_worker_is_there(rows, look):
+    """Jobs that nobody listens to are not hidden."""
+    rows.job("video.encode", queue="gpu")
+    found = look("v_queues")
+    assert (found["queue"], found["ready_count"], found["unserved_count"], found["worker_count"], found["slot_count"]) == (
+        "gpu",
+        1,
+        1,
+        0,
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "columns"),
+    [
+        ("alive", {}),
+        ("lost", {"lease_expires_at": EARLIER}),
+        ("lost", {"lease_expires_at": EARLIER, "stopped_at": NOW, "last_exit": "lost"}),
+        ("stopped", {"lease_expires_at": NOW, "stopped_at": NOW, "last_exit": "drained"}),
+    ],
+)
+def test_a_worker_is_alive_lost_or_stopped(rows, look, state, columns):
+    """A worker is lost from the instant its lease expires, whether or not somebody has noticed."""
+    worker = rows.worker("w", succeeded_count=3, rss_bytes=1_000, **columns)
+    rows.running(worker)
+    rows.running(worker)
+    found = look("v_workers", "id = %s", worker)
+    assert (found["state"], found["running_count"], found["succeeded_count"], found["rss_bytes"]) == (state, 2, 3, 1_000)
+    assert found["last_exit"] == columns.get("last_exit")
