@@ -28,6 +28,13 @@ def database(dsn) -> Iterator[Database]:
     opened.close()
 
 
+def add_job(connection, task="t", queue="default", **columns) -> int:
+    """A live job row."""
+    values = {"task": task, "queue": queue, **columns}
+    statement = f"INSERT INTO jobrunner.jobs ({', '.join(values)}) VALUES ({', '.join(['%s'] * len(values))}) RETURNING id"
+    return int(connection.execute(statement, list(values.values())).fetchone()[0])
+
+
 def test_reads_cannot_write(connection, database) -> None:
     """Every read runs in a READ ONLY transaction of one snapshot with its own time limits, which end with it."""
     with inspection.reading(database) as reader:

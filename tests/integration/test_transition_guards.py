@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import pytest
 
-from jobrunner.jobs import Ending, Succeeded, Unsuccessful
+from jobrunner.jobs import Ending, Succeeded, Unsuccessful, WorkerCounts
 from jobrunner.states import State
-from tests.support.rows import EXPIRED, LEASE, TASK, Scene
+from tests.support.rows import ALIVE, EXPIRED, LEASE, STOPPED, TASK, Scene
 
 HUGE = 32767  # the largest smallint
 NOT_SUCCESS = list(Ending)
@@ -240,6 +240,17 @@ def test_requeue_starts_crashes_anew_and_allows_one_more_attempt(connection, sta
     assert (row["attempt"], row["max_attempts"], row["crash_count"]) == (5, 6, 0)
     (job,) = scene.store.claim(scene.worker(), [TASK], "default", 0, 1)
     assert (job.id, job.attempt) == (job_id, 6)
+
+
+@pytest.mark.parametrize(("life", "renewed"), [(ALIVE, True), (EXPIRED, False), (STOPPED, False)])
+def test_a_heartbeat_renews_only_a_lease_that_holds(connection, life, renewed):
+    """A worker whose lease is over, or whose row is closed, cannot come back; the row stays as it was."""
+    scene = Scene(connection)
+    worker = scene.worker(life)
+    query = "SELECT row_to_json(w)::text FROM jobrunner.workers w WHERE id = %s"
+    before = scene.one(query, (worker,))
+    assert scene.store.heartbeat(worker, timedelta(hours=2), 1, WorkerCounts(1, 2, 3)) is renewed
+    assert (scene.one(query, (worker,)) != before) is renewed
 
 
 def test_run_now_never_delays(connection):
