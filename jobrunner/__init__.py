@@ -1,34 +1,83 @@
 """Background jobs for Flask in the PostgreSQL you already have."""
 
-from jobrunner.app import JobRunner
-from jobrunner.current import JobContext, current_job
-from jobrunner.errors import (
-    AppImportError,
-    Cancel,
-    ConfigurationError,
-    DatabaseUnreachable,
-    DuplicateJob,
-    EnqueueError,
-    Fail,
-    IllegalTransition,
-    InvalidPayload,
-    JobCancelled,
-    JobFailed,
-    JobNotFound,
-    JobrunnerError,
-    LeaseLost,
-    NoCurrentJob,
-    Retry,
-    SchemaError,
-    SchemaMissing,
-    SchemaOutdated,
-    SchemaTooNew,
-    Snooze,
-    UnknownTask,
-)
-from jobrunner.handle import Job
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobrunner.app import JobRunner
+    from jobrunner.current import JobContext, current_job
+    from jobrunner.errors import (
+        AppImportError,
+        Cancel,
+        ConfigurationError,
+        DatabaseUnreachable,
+        DuplicateJob,
+        EnqueueError,
+        Fail,
+        IllegalTransition,
+        InvalidPayload,
+        JobCancelled,
+        JobFailed,
+        JobNotFound,
+        JobrunnerError,
+        LeaseLost,
+        NoCurrentJob,
+        Retry,
+        SchemaError,
+        SchemaMissing,
+        SchemaOutdated,
+        SchemaTooNew,
+        Snooze,
+        UnknownTask,
+    )
+    from jobrunner.handle import Job
 
 __version__ = "0.1.0"
+
+# Imported at first use: `jobrunner --version` and every refusal of a command line would else pay for all of it.
+_HOMES = {
+    "AppImportError": "jobrunner.errors",
+    "Cancel": "jobrunner.errors",
+    "ConfigurationError": "jobrunner.errors",
+    "DatabaseUnreachable": "jobrunner.errors",
+    "DuplicateJob": "jobrunner.errors",
+    "EnqueueError": "jobrunner.errors",
+    "Fail": "jobrunner.errors",
+    "IllegalTransition": "jobrunner.errors",
+    "InvalidPayload": "jobrunner.errors",
+    "Job": "jobrunner.handle",
+    "JobCancelled": "jobrunner.errors",
+    "JobContext": "jobrunner.current",
+    "JobFailed": "jobrunner.errors",
+    "JobNotFound": "jobrunner.errors",
+    "JobRunner": "jobrunner.app",
+    "JobrunnerError": "jobrunner.errors",
+    "LeaseLost": "jobrunner.errors",
+    "NoCurrentJob": "jobrunner.errors",
+    "Retry": "jobrunner.errors",
+    "SchemaError": "jobrunner.errors",
+    "SchemaMissing": "jobrunner.errors",
+    "SchemaOutdated": "jobrunner.errors",
+    "SchemaTooNew": "jobrunner.errors",
+    "Snooze": "jobrunner.errors",
+    "UnknownTask": "jobrunner.errors",
+    "current_job": "jobrunner.current",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "AppImportError",

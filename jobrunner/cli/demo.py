@@ -105,11 +105,14 @@ def _show(running: Demo, screen: Screen, dsn: Dsn) -> int:
 
 
 def _serve(running: Demo) -> None:
-    say(f"Look around:  {running.url}     Worker {running.worker.pid} goes on: retry a job there, and it runs.     Ctrl-C ends")
     from jobrunner.demo import Interrupted
 
     with contextlib.suppress(Interrupted):  # the way out, not a failure
-        running.serve()
+        if running.pages_answer():
+            say(f"Look around:  {running.url}     Worker {running.worker.pid} goes on: retry a job there, and it runs.     Ctrl-C ends")
+            running.serve()
+        else:
+            warn(f"the pages do not answer: {running.pages.last_words()}")
     say("stopping …")
 
 

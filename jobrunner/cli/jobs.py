@@ -148,6 +148,7 @@ def was(state: str) -> str:
 @click.argument("ids", nargs=-1, required=True, type=JOB_ID, metavar="ID...")
 def retry(ids: tuple[int, ...]) -> None:
     """Run failed, cancelled or quarantined jobs again under the same id; make waiting ones due now."""
+
     def again(job: Job[Any]) -> str:
         job.retry()
         return "queued: due now"

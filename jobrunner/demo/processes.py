@@ -62,12 +62,13 @@ class Process:
         return f"was killed by signal {-code}"
 
     def last_words(self) -> str:
-        """The last line that it said."""
+        """The last line that it said; its last `error:` when there is one."""
         if self._log is None:
             return ""
         text = self._log.read_bytes()[-TAIL:].decode("utf-8", "replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return lines[-1] if lines else "nothing"
+        errors = [line for line in lines if line.startswith("error:")]
+        return (errors or lines or ["nothing"])[-1]
 
     def signal(self, number: int) -> None:
         """Send a signal to it and whatever it has started; nothing when it is gone."""
@@ -93,6 +94,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.out_of_patience = False
         self._raises = True
+        self._taken = False
         self._before: dict[int, Any] = {}
 
     def open(self) -> None:
@@ -105,11 +107,12 @@ class Interrupts:
         self._raises = False
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Give the signals back; after an interrupt they are ignored instead: the process is about to leave, with its own exit code."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._taken else handler)
 
     def _take(self, number: int, _frame: object) -> None:
+        self._taken = True
         if self._raises:
             self._raises = False
             raise Interrupted(number)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ GRACE = "2s"  # for running jobs at the end: an analysis takes milliseconds
 TICK = 0.25  # seconds between two looks
 OUTAGE = 30.0  # seconds that the database may be away
 STANDSTILL = 20.0  # seconds without an ended job after which that is said
-START = 30.0  # seconds a worker may take until it is registered
+START = 30.0  # seconds a worker may take until it is registered, and the pages until they answer
 MAX_DEATHS = 3  # of the worker in a row without one job ended in between
 FIRST = -10  # priority of the inputs that make trouble: their pauses pass while the others run
 APP = "jobrunner.demo.tasks"
@@ -179,6 +180,15 @@ class Demo:
             self._deliver()
             self._mind(progress)
             time.sleep(TICK)
+
+    def pages_answer(self) -> bool:
+        """Wait until the pages can be opened; False when their process has ended, or takes too long."""
+        ends = time.monotonic() + START
+        while self.pages.ended() is None and time.monotonic() < ends:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.settings.port), timeout=1):
+                return True
+            time.sleep(TICK / 5)
+        return False
 
     def serve(self) -> None:
         """Go on as before, so that the pages can be looked at and jobs retried, until interrupted. Returns when the pages are gone."""

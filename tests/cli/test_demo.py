@@ -75,7 +75,7 @@ def ended(dsn: str) -> int:
 
 
 def test_one_document_with_the_right_numbers(demo, fresh_dsn):
-    """With --json stdout is one document with exactly these keys; the planned failures are counted, the rest has succeeded."""
+    """With --json stdout is one document with exactly these keys; the failures really are what the output says."""
     with running(demo, "--limit", "60", "--exit-when-done", "--json") as run:
         assert run.process.wait(60) == 0, run.err
         document = json.loads(run.out)
@@ -84,11 +84,6 @@ def test_one_document_with_the_right_numbers(demo, fresh_dsn):
     assert (document["jobs"], document["retried"], document["dsn"]) == (64, 3, fresh_dsn)
     assert document["jobs_per_second"] == pytest.approx(64 / document["seconds"], rel=0.1)
     assert rows(fresh_dsn, "SELECT count(*) FROM jobrunner.jobs") == [(0,)]
-
-
-def test_what_really_happened(demo, fresh_dsn):
-    """The failures are what the output says they are: two errors, a file that came late, a process that died by a signal."""
-    demo("demo", "--path", SOURCES, "--limit", 5, "--exit-when-done")
     found = rows(
         fresh_dsn,
         "SELECT regexp_replace(j.args->>'path', '.*/', ''), a.outcome, coalesce(a.error_type, ''), coalesce(a.exit_cause, '')"
@@ -186,7 +181,7 @@ def test_ctrl_c_again_and_again(demo, fresh_dsn):
         assert "Traceback" not in run.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_pages_until_the_end(demo, fresh_dsn, number):
     """Afterwards the pages show the run and a job retried there is run; whoever then ends it gets the exit code of the run."""
     with running(demo, "--limit", "5") as run:
