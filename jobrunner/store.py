@@ -181,12 +181,13 @@ class Store:
         return [Held(*row) for row in self._run("held_jobs", {"worker_id": worker_id}).fetchall()]
 
     def rescue(self) -> tuple[list[LostWorker], int]:
-        """Give back the jobs of workers whose lease expired. Returns those workers and how many jobs were moved."""
+        """Give back the jobs of workers whose lease expired. Returns those found lost just now, and how many jobs were moved."""
         with self.connection.transaction():
-            lost = [LostWorker(*row) for row in self._run("lost_workers", {}).fetchall()]
-            if not lost:
+            looked_at = self._run("lost_workers", {}).fetchall()
+            if not looked_at:
                 return [], 0
-            ids = {"worker_ids": [worker.id for worker in lost]}
+            ids = {"worker_ids": [row[0] for row in looked_at]}
+            lost = [LostWorker(worker_id, name) for worker_id, name, newly_lost in looked_at if newly_lost]
             return lost, sum(self._run(name, ids).rowcount for name in ("rescue", "rescue_quarantine", "rescue_abort"))
 
     def ensure_partitions(self, ahead: int) -> int:

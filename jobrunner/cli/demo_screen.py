@@ -189,8 +189,8 @@ def _print_summary(running: Demo, summary: Summary, dsn: Dsn) -> None:
     reasons = [(reason.state, reason.error_type, f"{reason.count:,}", short(reason.example)) for reason in running.reasons()]
     print_table([Column("STATE"), Column("ERROR"), Column("JOBS", "right"), Column("SUCH AS", grow=True)], reasons)
     _heading("The most complex functions, by one SELECT over the results of the jobs")
-    findings = [(f"{finding.complexity:,}", finding.function, short(finding.place)) for finding in running.most_complex()]
-    print_table([Column("COMPLEXITY", "right"), Column("FUNCTION"), Column("PLACE", grow=True)], findings)
+    findings = [(f"{finding.complexity:,}", finding.function, finding.line, short(finding.file)) for finding in running.most_complex()]
+    print_table([Column("COMPLEXITY", "right"), Column("FUNCTION"), Column("LINE", "right"), Column("FILE", grow=True)], findings)
     _heading("Ask it yourself")
     click.echo(f'{psql(dsn)} -c "{running.query}"')
     click.echo()

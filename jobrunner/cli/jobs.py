@@ -58,7 +58,7 @@ class _FilterCommand(Command):
 
 @click.command("list", cls=_FilterCommand)
 @click.argument("terms", nargs=-1, metavar="[FILTER]...")
-@click.option("--limit", type=click.IntRange(1, MAX_LIMIT), default=50, show_default=True, help="Jobs on one page.")
+@click.option("--limit", type=click.IntRange(1, MAX_LIMIT), default=50, show_default=True, metavar="NUMBER", help="Jobs on one page.")
 @click.option("--cursor", metavar="TEXT", help="Where to go on: `next` or `prev` of an earlier answer.")
 def list_(terms: tuple[str, ...], limit: int, cursor: str | None) -> None:
     """List jobs: live ones first, then finished ones, the newest first.

@@ -46,8 +46,9 @@ class _Globals(click.Command):
         own: list[tuple[str, str]] = []
         common: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
-            if (record := parameter.get_help_record(ctx)) is not None:
-                (common if getattr(parameter, "is_global", False) or parameter.name == "help" else own).append(record)
+            # What an argument is stands in the text above; newer releases of click would list it here without a word.
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
+                (common if getattr(parameter, "is_global", False) or "--help" in parameter.opts else own).append(record)
         if own:
             with formatter.section("Options"):
                 formatter.write_dl(own)

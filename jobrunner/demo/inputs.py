@@ -64,7 +64,7 @@ def make_troubles(directory: Path) -> list[Trouble]:
         "analyse_in_c",
         "quarantined",
         "jobrunner.errors.WorkerProcessDied",
-        "overflows the C stack: its process really dies (SIGSEGV) 3 times, then quarantined",
+        "really overflows the C stack: dies 3 times (SIGSEGV), then quarantined",
     )
     deep.path.write_text("depth = 'bottomless'\n", encoding="ascii")
     return [invalid, undecodable, late, deep]

@@ -37,8 +37,8 @@ _WORKER = "SELECT id FROM jobrunner.v_workers WHERE name = %(name)s AND pid = %(
 
 _FINDINGS = (
     "select (result->'worst'->>'complexity')::int as complexity, result->'worst'->>'name' as function,"
-    " (args->>'path') || ':' || (result->'worst'->>'line') as place"
-    " from jobrunner.v_jobs where queue = '{queue}' and state = 'succeeded' order by 1 desc nulls last, 3 limit {limit}"
+    " (result->'worst'->>'line')::int as line, args->>'path' as file"
+    " from jobrunner.v_jobs where queue = '{queue}' and state = 'succeeded' order by 1 desc nulls last, 4 limit {limit}"
 )
 
 
@@ -102,7 +102,8 @@ class Finding:
 
     complexity: int
     function: str
-    place: str
+    line: int
+    file: str
 
 
 def findings_query(own: Own) -> str:

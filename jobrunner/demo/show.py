@@ -251,7 +251,7 @@ class Demo:
             raise WorkerGone(f"worker {gone} {ending}, {MAX_DEATHS} times in a row: {self.worker.last_words()}")
         self.worker.restart()
         self.settings.note(
-            f"worker {gone} {ending}; started another, {self.worker.pid}. What {gone} held runs again when its lease of {LEASE} is over"
+            f"worker {gone} {ending}; started another, {self.worker.pid}. Its jobs run again when the lease of {LEASE} is over"
         )
 
     def _await_worker(self) -> None:

@@ -38,8 +38,8 @@ WITH RECURSIVE keys AS (
     SELECT id, queues, tasks, slots FROM jobrunner.workers WHERE stopped_at IS NULL AND lease_expires_at > now()
 ), listening AS (
     SELECT q AS queue, count(*) AS workers, sum(a.slots) AS slots FROM alive a, unnest(a.queues) AS q GROUP BY q
-), serving AS (
-    SELECT DISTINCT q AS queue, t AS task FROM alive a, unnest(a.queues) AS q, unnest(a.tasks) AS t
+), serving AS MATERIALIZED (
+    SELECT q AS queue, array_agg(DISTINCT t) AS tasks FROM alive a, unnest(a.queues) AS q, unnest(a.tasks) AS t GROUP BY q
 ), running AS (
     SELECT queue, count(*) AS running FROM jobrunner.jobs WHERE state = 'running' GROUP BY queue
 ), names AS (
@@ -51,12 +51,12 @@ SELECT n.queue, s.ready, s.scheduled, s.retrying, s.unserved, s.looked_at,
 FROM names n
 LEFT JOIN running r ON r.queue = n.queue
 LEFT JOIN listening l ON l.queue = n.queue
+LEFT JOIN serving v ON v.queue = n.queue
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE w.run_at <= now()) AS ready,
            count(*) FILTER (WHERE w.run_at > now() AND w.attempt = 0) AS scheduled,
            count(*) FILTER (WHERE w.attempt > 0) AS retrying,
-           count(*) FILTER (WHERE w.run_at <= now()
-                              AND NOT EXISTS (SELECT FROM serving v WHERE v.queue = n.queue AND v.task = w.task)) AS unserved,
+           count(*) FILTER (WHERE w.run_at <= now() AND (v.tasks IS NULL OR w.task <> ALL (v.tasks))) AS unserved,
            count(*) AS looked_at
     FROM (SELECT j.task, j.run_at, j.attempt FROM jobrunner.jobs j WHERE j.state = 'queued' AND j.queue = n.queue
           ORDER BY j.priority, j.run_at, j.id LIMIT :sample + 1) w

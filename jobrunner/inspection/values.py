@@ -24,7 +24,9 @@ class Count:
     exact: bool = True
 
     def __str__(self) -> str:
-        return f"{self.value:,}" if self.exact else f"{self.value // 1000}k+"
+        if self.exact or self.value < 1000:  # noqa: PLR2004  a thousand
+            return f"{self.value:,}" + ("" if self.exact else "+")
+        return f"{self.value // 1000}k+"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
 -- lost_workers: marks workers whose lease has expired and returns their ids; rescue*.sql in the same transaction take their jobs.
+--   newly_lost is false for a worker that is only looked at again, be it one that left in order.
 -- Parameters: none. Guard: the database's clock. Locks: the worker rows, SKIP LOCKED: one rescuer each, nobody waits.
 -- Index: workers_alive, workers_stopped; workers_pkey. A worker that stopped lately is looked at again once a minute: a claim of its
 --   own that committed just after it was given up would otherwise hold its jobs for ever.
@@ -20,4 +21,4 @@ WITH expired AS MATERIALIZED (
 UPDATE jobrunner.workers w
 SET stopped_at = coalesce(w.stopped_at, now()), last_exit = coalesce(w.last_exit, 'lost'), rescued_at = now()
 WHERE w.id = ANY (ARRAY(SELECT id FROM expired UNION ALL SELECT id FROM stopped))
-RETURNING w.id, w.name
+RETURNING w.id, w.name, w.stopped_at = now() AS newly_lost

@@ -132,14 +132,19 @@ def test_the_buttons_work_in_a_browser(chromium, site) -> None:
     assert chromium.console() == []
 
 
-def test_a_page_of_another_site_cannot_press_them(chromium, site, tmp_path) -> None:
-    """A form on another origin, sent by a real browser, is refused and changes nothing."""
+@pytest.mark.parametrize("password", ["", "pw"], ids=["local", "basic"])
+def test_a_page_of_another_site_cannot_press_them(chromium, site, tmp_path, password) -> None:
+    """A form on another origin, sent by a browser that is let in and would send its password along, changes nothing."""
     page = tmp_path / "evil.html"
-    page.write_text(f"<form method=post action='{site.url}jobs/{site.ids['scheduled']}/cancel'><button>x</button></form>")
-    chromium.open(page.as_uri())
-    chromium.click("button")
-    wait_until(lambda: chromium.url.startswith(site.url), timeout=PATIENCE, what="the form was sent")
-    assert "The request may be forged" in chromium.text
+    with served(site.dsn, **({"JOBRUNNER_WEB_PASSWORD": password} if password else {})) as url:
+        path = f"jobs/{site.ids['scheduled']}"
+        chromium.open(url.replace("://", f"://admin:{password}@") + path if password else url + path)
+        assert "report.daily" in chromium.text
+        page.write_text(f"<form method=post action='{url}{path}/cancel'><button>x</button></form>")
+        chromium.open(page.as_uri())
+        chromium.click("button")
+        wait_until(lambda: chromium.url.startswith(url), timeout=PATIENCE, what="the form was sent")
+        assert ("The request may be forged" if password else "This dashboard is closed") in chromium.text
     with psycopg.connect(site.dsn, autocommit=True) as connection:
         row = connection.execute("SELECT state FROM jobrunner.v_jobs WHERE id = %s", (site.ids["scheduled"],)).fetchone()
     assert row == ("scheduled",)

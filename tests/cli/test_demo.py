@@ -89,6 +89,9 @@ def test_one_document_with_the_right_numbers(demo, fresh_dsn):
         "SELECT regexp_replace(j.args->>'path', '.*/', ''), a.outcome, coalesce(a.error_type, ''), coalesce(a.exit_cause, '')"
         " FROM jobrunner.v_attempts a JOIN jobrunner.v_jobs j ON j.id = a.job_id WHERE j.priority < 0 ORDER BY 1, a.lease",
     )
+    late = ("late.py", "retried", "FileNotFoundError", "exception")
+    while found.count(late) > 1:  # on a machine that is too busy to write the file within a second
+        found.remove(late)
     died = ("jobrunner.errors.WorkerProcessDied", "signal 11")
     assert found == [
         ("deep.py", "crashed", *died),
@@ -96,7 +99,7 @@ def test_one_document_with_the_right_numbers(demo, fresh_dsn):
         ("deep.py", "quarantined", *died),
         ("invalid_syntax.py", "retried", "SyntaxError", "exception"),
         ("invalid_syntax.py", "failed", "SyntaxError", "exception"),
-        ("late.py", "retried", "FileNotFoundError", "exception"),
+        late,
         ("late.py", "succeeded", "", ""),
         ("undecodable.py", "retried", "UnicodeDecodeError", "exception"),
         ("undecodable.py", "failed", "UnicodeDecodeError", "exception"),
@@ -129,7 +132,7 @@ def test_the_summary_for_people(demo):
     assert len(complexities) == 5
     assert complexities == sorted(complexities, reverse=True)
     for row in answer.splitlines():
-        complexity, function, _place = row.split()
+        complexity, function, _line, _file = row.split()
         assert re.search(rf"{complexity} +{re.escape(function)} ", out)
 
 

@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 def block(language: str, containing: str) -> str:
     """The fenced block of that language that contains a text."""
-    return next(text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if containing in text)
+    return str(next(text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if containing in text))
 
 
 def run(*command: str, cwd: Path, dsn: str) -> str:

@@ -14,7 +14,8 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from jobrunner import JobRunner
+from jobrunner import JobRunner, migrate
+from tests.support.revisions import start_upgrade
 from tests.support.waiting import wait_until
 from tests.support.workers import Ledger, rows, states, workers
 
@@ -99,3 +100,19 @@ def test_a_direct_connection_prepares_its_insert(fresh_dsn):
         prepared = connection.scalars(sa.text("SELECT statement FROM pg_prepared_statements")).all()
     jobs.close()
     assert len([text for text in prepared if "INSERT INTO jobrunner.jobs" in text]) == 1
+
+
+@pytest.mark.needs("pgbouncer")
+def test_upgrades_through_a_transaction_mode_pooler(pooled, fresh_dsn):
+    """Upgrades at once through the pooler, with two server connections for all, run the revisions once and leave no setting behind."""
+    migrate.downgrade(fresh_dsn, "base")
+    processes = [start_upgrade(pooled) for _ in range(3)]
+    outputs = sorted(process.communicate(timeout=60) for process in processes)
+    assert outputs == [("\n", ""), ("\n", ""), (" ".join(migrate._revisions()) + "\n", "")]
+    assert migrate.check(pooled).up_to_date
+    assert migrate.drift(pooled) == []
+    with psycopg.connect(pooled, prepare_threshold=None) as one, psycopg.connect(pooled, prepare_threshold=None) as other:
+        settings = [
+            connection.execute("SELECT current_setting('lock_timeout'), current_schemas(false)").fetchone() for connection in (one, other)
+        ]
+    assert settings == [("0", ["public"])] * 2

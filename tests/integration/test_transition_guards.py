@@ -193,6 +193,18 @@ def test_the_three_rescues_divide_the_jobs_between_them(connection, crash_count,
     assert taken == [job_id]
 
 
+def test_a_worker_that_left_in_order_is_no_lost_one(connection):
+    """What an orderly worker left behind is brought back, without the alarm of a lost worker; a lost one is announced once."""
+    scene = Scene(connection)
+    orderly, lost = scene.worker(STOPPED), scene.worker(EXPIRED)
+    jobs = [scene.job(State.RUNNING, worker_id=worker) for worker in (orderly, lost)]
+    found, moved = scene.store.rescue()
+    assert ([worker.id for worker in found], moved) == ([lost], 2)
+    assert {scene.state(job_id) for job_id in jobs} == {State.QUEUED}
+    scene.execute("UPDATE jobrunner.workers SET rescued_at = rescued_at - interval '2 minutes'")
+    assert scene.store.rescue() == ([], 0)
+
+
 def test_a_rescue_that_blames_nobody_keeps_the_turn(connection):
     """A job that is not charged keeps its place in the queue; the first crash does as well; a second waits for its backoff."""
     scene = Scene(connection)

@@ -238,14 +238,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def rescue(self) -> None:
-        lost = [worker for worker in self.workers if not worker.alive and not worker.looked_at]
-        jobs = [job for worker in lost for _, job in self.running_under(worker.id)]
+        gone = [worker for worker in self.workers if not worker.alive and not worker.looked_at]
+        jobs = [job for worker in gone for _, job in self.running_under(worker.id)]
         found, moved = self.store.rescue()
-        assert {worker.id for worker in found} == {worker.id for worker in lost}
+        assert {worker.id for worker in found} == {worker.id for worker in gone if not worker.stopped}
         assert moved == len(jobs)
         for job in jobs:
             job.rescue()
-        for worker in lost:
+        for worker in gone:
             worker.stopped = worker.looked_at = True
 
     # -- operators

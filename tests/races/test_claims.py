@@ -143,5 +143,5 @@ def test_jobs_of_a_claim_that_commits_after_the_worker_was_given_up_are_found_la
     assert scene.state(job_id) is State.RUNNING
     assert rescued(rescuer) == ([], 0)  # not every round: once a minute
     scene.age_worker(worker, "rescued_at = rescued_at - interval '61 seconds'")
-    assert rescued(rescuer) == ([worker], 1)
+    assert rescued(rescuer) == ([], 1)  # no news of the worker, but of its job
     assert scene.state(job_id) is State.QUEUED

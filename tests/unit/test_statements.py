@@ -139,7 +139,7 @@ def test_the_store_passes_what_the_files_ask_for(monkeypatch):
     store.cancel(1)
     store.requeue(1)
     store._illegal(1, "cancel")
-    monkeypatch.setattr(Rows, "fetchall", lambda _: [(1, "w")])
+    monkeypatch.setattr(Rows, "fetchall", lambda _: [(1, "w", True)])
     store.rescue()
     monkeypatch.setattr(Rows, "fetchone", lambda _: None)
     for verb in (store.cancel, store.requeue):
