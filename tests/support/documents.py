@@ -74,11 +74,11 @@ def play(page: str, home: Path, environment: Mapping[str, str]) -> None:
             out, _, code = _said(done.stdout, number).rpartition(f"{_MARK} code ")
             told = f"$ {step.command}\n{out}\n--- stderr\n{_said(done.stderr, number)}"
             assert step.expected or code.strip() == "0", f"exit code {code.strip()} of\n{told}"
-            assert _fits(step.expected, out.splitlines()), f"the page says\n{chr(10).join(step.expected)}\nbut it is\n{told}"
+            assert _fits(step.expected, out.rstrip().splitlines()), f"the page says\n{chr(10).join(step.expected)}\nbut it is\n{told}"
 
 
 def _said(stream: str, number: int) -> str:
-    return stream.partition(f"{_MARK} {number}\n")[2].partition(f"{_MARK} {number + 1}\n")[0]
+    return re.split(rf"^{_MARK} \d+\n", stream.partition(f"{_MARK} {number}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def _fits(expected: list[str], shown: list[str]) -> bool:
