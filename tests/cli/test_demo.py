@@ -46,8 +46,13 @@ def demo(tmp_path, fresh_dsn):
 @contextlib.contextmanager
 def running(demo, *arguments):
     """A demonstration beside the test, with all processes that it has started; afterwards none of them may be left."""
-    with demo.started("demo", "--path", SOURCES, *arguments) as run:
-        yield run
+    try:
+        with demo.started("demo", "--path", SOURCES, *arguments) as run:
+            yield run
+    except BaseException:
+        for pid in processes_in(demo.home):  # a test that fails leaves nothing running either
+            os.kill(pid, signal.SIGKILL)
+        raise
     left = processes_in(demo.home)
     wait_until(lambda: not [pid for pid in left if alive(pid)], timeout=20, what="every process of the demonstration to be gone")
     assert not list((demo.home / "scratch").iterdir()), "something is left among the temporary files"

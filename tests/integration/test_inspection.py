@@ -155,6 +155,17 @@ def test_state_counts_add_up(connection, database) -> None:
     assert {word: count.value for word, count in counts.items() if count} == {word: expected.get(word, 0) for word in STATE_WORDS}
 
 
+def test_state_counts_of_a_large_backlog_are_lower_bounds(connection, database, monkeypatch) -> None:
+    """Beyond the sample the waiting jobs' counts are lower bounds and say so; the running ones have an index and stay exact."""
+    seed(connection, 30)
+    monkeypatch.setattr("jobrunner.inspection.lists.LIVE_SAMPLE", 5)
+    counts = inspection.count_states(database)
+    found = {word: count.exact for word, count in counts.items() if count}
+    assert [found[word] for word in ("queued", "scheduled", "retrying", "running", "succeeded")] == [False, False, False, True, True]
+    assert counts["running"] == Count(5)
+    assert str(Count(3, exact=False)) == "3+"
+
+
 def test_a_row_has_the_words_and_durations_of_the_database(connection, database) -> None:
     """Waits and runs of jobs still at it are counted by the database's clock, never a worker's or ours."""
     worker = add_worker(connection)

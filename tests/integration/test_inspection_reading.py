@@ -41,6 +41,7 @@ def test_reads_cannot_write(connection, database) -> None:
         assert reader.connection.scalar(sa.text("SHOW transaction_read_only")) == "on"
         assert reader.connection.scalar(sa.text("SHOW transaction_isolation")) == "repeatable read"
         assert reader.connection.scalar(sa.text("SHOW statement_timeout")) == "2s"
+        assert reader.connection.scalar(sa.text("SHOW jit")) == "off"
         with pytest.raises(sa.exc.InternalError, match="read-only transaction"):
             reader.connection.execute(sa.text("DELETE FROM jobrunner.jobs"))
     with database.store() as store:
