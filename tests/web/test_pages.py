@@ -117,7 +117,7 @@ def test_empty_pages_say_what_to_do(client) -> None:
     assert "No job yet." in readable(clean(client.get("/jobs")))
     assert "No job matches." in readable(clean(client.get("/jobs?filter=state:failed")))
     assert "No queue yet." in readable(clean(client.get("/queues")))
-    assert "jobrunner cron" in readable(clean(client.get("/workers")))
+    assert "jobrunner work --drain" in readable(clean(client.get("/workers")))
     assert "No worker is alive." in readable(clean(client.get("/jobs")))
     assert client.get("/").headers["Location"] == "/jobs"
 
