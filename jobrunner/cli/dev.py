@@ -6,7 +6,6 @@ It must not import the application: what is imported once cannot be imported ane
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import click
@@ -32,6 +31,7 @@ def dev(host: str, port: int, *, no_reload: bool) -> None:
     """
     from jobrunner import migrate
     from jobrunner.cli.children import Child, run_together
+    from jobrunner.worker.leash import on_leash
 
     facts = ask_app()
     dsn = announce(reach(find_database(of_app=True)))
@@ -44,8 +44,8 @@ def dev(host: str, port: int, *, no_reload: bool) -> None:
     queues = ",".join(dict.fromkeys(["default", *(facts.queues if facts else [])]))
     spec = app_spec()
     app = ["--app", spec] if spec else []
-    server = [sys.executable, "-m", "jobrunner.cli.devserver", "--host", host, "--port", str(port), *app]
-    worker = [sys.executable, "-m", "jobrunner", "work", "--queues", queues, "--grace", GRACE, *app]
+    server = on_leash("jobrunner.cli.devserver", "--host", host, "--port", str(port), *app)
+    worker = on_leash("jobrunner", "work", "--queues", queues, "--grace", GRACE, *app)
     children = [Child("web", server, "cyan")]
     if facts is not None:
         children.append(Child("worker", worker + (["-v"] if shared().verbose else []), "magenta"))

@@ -9,9 +9,10 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Any
+
+from jobrunner.worker.leash import on_leash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,10 +45,14 @@ class Process:
     def restart(self) -> None:
         """Start it as before."""
         assert self._log is not None, "it was never started"  # noqa: S101
-        leash = [sys.executable, "-m", "jobrunner.demo.leash", str(os.getpid())]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*leash, *self._arguments], env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                on_leash("jobrunner", *self._arguments),
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def ended(self) -> str | None:

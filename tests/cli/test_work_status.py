@@ -179,3 +179,19 @@ def test_dev_ends_when_one_half_does(program):
         wait_until(lambda: dev.process.poll() is not None, timeout=30, what="dev ends")
         assert dev.process.returncode == 1
         assert "worker ended with -9: stopping" in dev.err
+
+
+def test_dev_killed_leaves_nothing(program):
+    """When `dev` is killed -9, web server and worker end by themselves."""
+    port = free_port()
+    with program.started("dev", "--port", port, "--no-reload") as dev:
+        dev.wait_for("worker started")
+        wait_until(lambda: "Running on" in dev.out, timeout=30, what="the web server listens")
+        dev.process.kill()
+        wait_until(lambda: program("status", "--json").json["workers_alive"] == 0, timeout=30, what="the worker has left in order")
+        wait_until(lambda: not _listens(port), timeout=10, what="nobody listens any more")
+
+
+def _listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(port))) == 0

@@ -7,6 +7,7 @@ import signal
 
 import psycopg
 import pytest
+from alembic.script import ScriptDirectory
 from psycopg import sql
 
 from jobrunner import migrate
@@ -258,3 +259,9 @@ def test_the_printed_sql_makes_the_same_schema(empty_dsn, tmp_path):
     assert migrate.drift(empty_dsn) == []
     assert migrate.upgrade(empty_dsn) == ()
     assert migrate.as_sql(migrate._revisions()[-1]).strip() == ""
+
+
+def test_known_revisions_are_those_that_alembic_reads():
+    """The revisions known from the files' names are the ones in the files, in their order."""
+    script = ScriptDirectory(str(migrate.migrations_dir()))
+    assert migrate._revisions() == [step.revision for step in reversed(list(script.walk_revisions()))]
