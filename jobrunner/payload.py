@@ -35,11 +35,13 @@ class Parameters:
     Args:
         function: what the task runs; its annotations are read now, so names they use must exist.
         name: the task's name, for messages.
+        filled_by_worker: keyword parameters that no caller passes; they are no part of the signature here.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, filled_by_worker: tuple[str, ...] = ()) -> None:
         self.name = name
-        self.signature = inspect.signature(function)
+        whole = inspect.signature(function)
+        self.signature = whole.replace(parameters=[one for one in whole.parameters.values() if one.name not in filled_by_worker])
         hints, unresolved = _hints(function, self.signature)
         self.returns: Any = hints.get("return", Any)
         self._codecs: dict[str, Codec] = {}

@@ -13,6 +13,7 @@ import psycopg
 from jobrunner import clock
 from jobrunner.connecting import connect
 from jobrunner.errors import DatabaseUnreachable
+from jobrunner.jobs import WorkerSight
 from jobrunner.store import Store
 from jobrunner.worker.limits import resident_bytes
 from jobrunner.worker.log import logger
@@ -72,7 +73,7 @@ class Heartbeat(threading.Thread):
     def _beat(self, store: Store, pause: float) -> None:
         while not self._stop.is_set():
             sent = clock.monotonic()
-            if not store.heartbeat(self.worker_id, self.lease, resident_bytes(), self._counts()):
+            if not store.heartbeat(self.worker_id, self.lease, WorkerSight(resident_bytes()), self._counts()):
                 self.lost = True
                 return
             self.ends = sent + self.lease.total_seconds()

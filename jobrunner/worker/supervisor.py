@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock, migrate
 from jobrunner.connecting import connect
-from jobrunner.jobs import WorkerCounts
+from jobrunner.errors import JobrunnerError
+from jobrunner.jobs import Leaving, WorkerCounts
 from jobrunner.store import Store
 from jobrunner.worker.children import MAX_AHEAD, Child
 from jobrunner.worker.claimer import Claimer, Room
@@ -92,7 +93,10 @@ class Supervisor:
         }
         with connect(self.options.dsn) as connection:
             sent = clock.monotonic()
-            self.worker_id = Store(connection).register_worker(facts, self.options.lease)
+            worker_id = Store(connection).register_worker(facts, self.options.lease)
+            if worker_id is None:  # only a worker that wants a slot is turned away
+                raise JobrunnerError("the worker could not be registered")
+            self.worker_id = worker_id
         self.tasks = tasks
         self._lease_from = sent
         shown = {"worker": facts["name"], "worker_id": self.worker_id, "slots": self.options.slots, "tasks": len(tasks)}
@@ -339,7 +343,7 @@ class Supervisor:
         why = "signal" if self.exit_signal else "drained" if self.options.drain else "done"
         try:
             with connect(self.options.dsn) as connection:
-                Store(connection).stop_worker(self.worker_id, why, self._counts())
+                Store(connection).stop_worker(self.worker_id, Leaving(why), self._counts())
         except Exception as error:  # noqa: BLE001  everything is written; the row is closed by the next rescue
             logger.warning("could not close the worker's row", extra={"error": type(error).__name__})
 
