@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         JobFailed,
         JobNotFound,
         JobrunnerError,
+        JobStopped,
         LeaseLost,
         NoCurrentJob,
         Retry,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         SchemaOutdated,
         SchemaTooNew,
         Snooze,
+        SoftTimeLimitExceeded,
         UnknownTask,
     )
     from jobrunner.handle import Job
@@ -53,6 +55,7 @@ _HOMES = {
     "JobFailed": "jobrunner.errors",
     "JobNotFound": "jobrunner.errors",
     "JobRunner": "jobrunner.app",
+    "JobStopped": "jobrunner.errors",
     "JobrunnerError": "jobrunner.errors",
     "LeaseLost": "jobrunner.errors",
     "NoCurrentJob": "jobrunner.errors",
@@ -62,6 +65,7 @@ _HOMES = {
     "SchemaOutdated": "jobrunner.errors",
     "SchemaTooNew": "jobrunner.errors",
     "Snooze": "jobrunner.errors",
+    "SoftTimeLimitExceeded": "jobrunner.errors",
     "UnknownTask": "jobrunner.errors",
     "current_job": "jobrunner.current",
 }
@@ -95,6 +99,7 @@ __all__ = [
     "JobFailed",
     "JobNotFound",
     "JobRunner",
+    "JobStopped",
     "JobrunnerError",
     "LeaseLost",
     "NoCurrentJob",
@@ -104,6 +109,7 @@ __all__ = [
     "SchemaOutdated",
     "SchemaTooNew",
     "Snooze",
+    "SoftTimeLimitExceeded",
     "UnknownTask",
     "__version__",
     "current_job",

@@ -19,7 +19,7 @@ from jobrunner.handle import Job
 from jobrunner.loading import find_jobrunner
 from jobrunner.payload import decode_args
 from jobrunner.policies import Policy, Running
-from jobrunner.settings import MAX_PAYLOAD_BYTES, Dsn, find_dsn, parse_dsn
+from jobrunner.settings import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Dsn, find_dsn, parse_dsn
 from jobrunner.tasks import AsyncTask, Registry, Task, TaskDecorator, TransactionalDecorator
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class JobRunner:
         dsn: str | None = None,
         session: Any = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        max_result_bytes: int = MAX_RESULT_BYTES,
         wakeups: bool = True,
         name: str | None = None,
     ) -> None:
@@ -66,6 +67,7 @@ class JobRunner:
         self.name = name
         self.session = session
         self.max_payload_bytes = max_payload_bytes
+        self.max_result_bytes = max_result_bytes
         self.registry = Registry()
         self.wakeups = wakeups and os.environ.get("JOBRUNNER_WAKEUPS", "").strip().lower() not in _OFF
         self.app: Flask | None = None

@@ -72,7 +72,7 @@ class Succeeded(NamedTuple):
     lease: int
     result: str | None
     run_ms: int
-    cpu_ms: int
+    cpu_ms: int | None
     ended_at: float
     peak_memory: int | None = None
 
@@ -101,7 +101,16 @@ class Unsuccessful(NamedTuple):
     peak_memory: int | None = None
 
 
+class Settled(NamedTuple):
+    """An attempt about which nothing is left to write: its own transaction ended the job, or found itself superseded."""
+
+    id: int
+    lease: int
+    succeeded: bool
+
+
 Outcome = Succeeded | Unsuccessful
+Ended = Outcome | Settled
 
 
 class Note(NamedTuple):

@@ -23,6 +23,7 @@ if typing.TYPE_CHECKING:
     from jobrunner.codecs import Codec
 
 RETURN_VALUE = "return value"
+CHECKPOINT = "checkpoint"
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 _arguments = Compiler()
@@ -220,17 +221,24 @@ def encode_result(value: object, max_bytes: int) -> str:
     Raises:
         InvalidPayload: naming the `return value`; whatever the value does while it is read, nothing else is raised.
     """
+    return _encoded(value, max_bytes, RETURN_VALUE, "return")
+
+
+def encode_checkpoint(value: object, max_bytes: int) -> str:
+    """A checkpoint as JSON text, as `encode_result` does it. Raises InvalidPayload naming the `checkpoint`."""
+    return _encoded(value, max_bytes, CHECKPOINT, "keep")
+
+
+def _encoded(value: object, max_bytes: int, what: str, verb: str) -> str:
     try:
         text, size = jsonvalues.checked_text(jsonvalues.plain(value, rich=True))
     except Refusal as refusal:
-        instead = refusal.instead.replace("pass ", "return ").replace("passing", "returning")
-        raise InvalidPayload(refusal.path(RETURN_VALUE), refusal.problem, instead=instead) from None
+        instead = refusal.instead.replace("pass ", f"{verb} ").replace("passing", f"{verb}ing")
+        raise InvalidPayload(refusal.path(what), refusal.problem, instead=instead) from None
     except Exception as error:
-        raise InvalidPayload(RETURN_VALUE, f"cannot be read: {type(error).__name__}") from error
+        raise InvalidPayload(what, f"cannot be read: {type(error).__name__}") from error
     if size > max_bytes:
-        raise InvalidPayload(
-            RETURN_VALUE, f"is {size:,} bytes of JSON; the limit is {max_bytes:,}", instead="store the data and return its id"
-        )
+        raise InvalidPayload(what, f"is {size:,} bytes of JSON; the limit is {max_bytes:,}", instead=f"store the data and {verb} its id")
     return text
 
 

@@ -189,6 +189,10 @@ class Registry(Mapping[str, Task[..., Any]]):
 
     __getitem__ = get
 
+    def find(self, name: str) -> Task[..., Any] | None:
+        """The task of that name, or None."""
+        return self._tasks.get(name)
+
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._tasks)
