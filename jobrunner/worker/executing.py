@@ -20,8 +20,8 @@ from jobrunner.current import JobContext, running
 from jobrunner.errors import Cancel, Fail, JobControl, JobStopped, LeaseLost, Retry, Snooze, SoftTimeLimitExceeded
 from jobrunner.jobs import Ending
 from jobrunner.texts import cut, storable
-from jobrunner.worker import transactions
 from jobrunner.worker.failures import MESSAGE_LIMIT, describe
+from jobrunner.worker.wire import DONE, LOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from jobrunner.worker.voices import ProcessEar
     from jobrunner.worker.wire import Assignment
 
-DONE = "done"  # the end of the job is in the database already: a transactional task wrote it
-LOST = "lost"  # and this one found that another attempt has superseded it
 _MAX_DELAY_MS = 10 * 365 * 86_400_000  # ten years: what a task asks for must always be a time the database can store
 
 
@@ -96,6 +94,8 @@ def execute(jobs: JobRunner, context: JobContext, job: Assignment, spent: Spent,
             task = jobs.registry.get(job.task)
             args, kwargs = payload.decode_args(task, job.args)
             if task.running.transactional:
+                from jobrunner.worker import transactions  # SQLAlchemy's ORM: half a second that other workers need not spend
+
                 done = transactions.run(jobs, context, spent, lambda session: call(task, *args, session=session, **kwargs))
                 ending = [DONE if done else LOST]
             else:

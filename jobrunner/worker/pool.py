@@ -16,11 +16,11 @@ from jobrunner.jobs import Ended, Ending, LogLine, Note, Settled, Succeeded, Uns
 from jobrunner.worker import cgroups, children
 from jobrunner.worker.children import ASYNC, KILL_AFTER, PROCESS, THREADS, Child, Kill, Run, died
 from jobrunner.worker.enforcer import STOP_PATIENCE, Enforcer, over_memory
-from jobrunner.worker.executing import DONE, LOST
 from jobrunner.worker.forking import Forking
 from jobrunner.worker.lanes import Lane
 from jobrunner.worker.log import logger
 from jobrunner.worker.outputs import Logbook, Outputs
+from jobrunner.worker.wire import DONE, LOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import selectors
 import signal
@@ -168,7 +169,8 @@ def _import_app(spec: str | None, dsn: str) -> JobRunner:
     # What the worker resolved is what the app's own code uses, wherever it came from; its children may enqueue.
     os.environ["JOBRUNNER_DSN"] = dsn
     jobs = load(spec)
-    jobs.registry.names()
+    if any(task.running.transactional for task in jobs.registry.values()):
+        importlib.import_module("jobrunner.worker.transactions")  # once here, not in every child
     return jobs
 
 
