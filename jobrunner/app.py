@@ -5,6 +5,7 @@ It must not do the work itself, nor import Flask: `jobrunner.flask` knows that s
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -190,8 +191,10 @@ class JobRunner:
         return f"<JobRunner{' ' + label if label else ''}, {len(self.registry)} tasks>"
 
 
+@functools.cache
 def _enqueue() -> Any:
-    return sys.modules.get("jobrunner.enqueue") or importlib.import_module("jobrunner.enqueue")
+    # Not out of `sys.modules`: two threads may enqueue for the first time at once, and there the module stands half imported.
+    return importlib.import_module("jobrunner.enqueue")
 
 
 def _embedded() -> Dsn:
