@@ -216,20 +216,24 @@ def encode_result(value: object, max_bytes: int) -> str:
     """A return value as JSON text, by what it is: dates as text, dataclasses as objects, sets as lists.
 
     Raises:
-        InvalidPayload: naming the `return value`; whatever the value does while it is read, nothing else is raised.
+        InvalidPayload: naming the `return value`; whatever the value does while it is read, nothing else is raised. The message itself
+            says what to return instead: of an error in a worker the message is all that is kept.
     """
     try:
         text, size = jsonvalues.checked_text(jsonvalues.plain(value, rich=True))
     except Refusal as refusal:
         instead = refusal.instead.replace("pass ", "return ").replace("passing", "returning")
-        raise InvalidPayload(refusal.path(RETURN_VALUE), refusal.problem, instead=instead) from None
+        raise InvalidPayload(refusal.path(RETURN_VALUE), _with_advice(refusal.problem, instead)) from None
     except Exception as error:
-        raise InvalidPayload(RETURN_VALUE, f"cannot be read: {type(error).__name__}") from error
+        raise InvalidPayload(RETURN_VALUE, _with_advice(f"cannot be read: {type(error).__name__}", "return plain data")) from error
     if size > max_bytes:
-        raise InvalidPayload(
-            RETURN_VALUE, f"is {size:,} bytes of JSON; the limit is {max_bytes:,}", instead="store the data and return its id"
-        )
+        instead = "store the data in a table or a file and return its id or path, or raise max_result_bytes (JOBRUNNER_MAX_RESULT_BYTES)"
+        raise InvalidPayload(RETURN_VALUE, _with_advice(f"is {size:,} bytes of JSON; the limit is {max_bytes:,}", instead))
     return text
+
+
+def _with_advice(problem: str, instead: str) -> str:
+    return f"{problem}: {instead}" if instead else problem
 
 
 def decode_result(annotation: Any, value: Any) -> Any:

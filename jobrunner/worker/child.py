@@ -18,7 +18,6 @@ from jobrunner import payload
 from jobrunner.current import JobContext, running
 from jobrunner.errors import Cancel, Fail, JobControl, Retry, Snooze
 from jobrunner.jobs import Ending
-from jobrunner.settings import MAX_RESULT_BYTES
 from jobrunner.worker import wire
 from jobrunner.worker.failures import MESSAGE_LIMIT, cut, describe, storable
 
@@ -63,7 +62,7 @@ def _call(jobs: JobRunner, job: wire.Assignment, runner: asyncio.Runner) -> str 
         if inspect.isawaitable(value):
             # the runner has a context of its own, in which no job would be current
             value = runner.run(_await(value), context=contextvars.copy_context())
-        return None if value is None else payload.encode_result(value, MAX_RESULT_BYTES)
+        return None if value is None else payload.encode_result(value, jobs.max_result_bytes)
 
 
 async def _await(value: Any) -> Any:
