@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jobrunner.errors import DatabaseUnreachable
 from jobrunner.looking import reason
-from jobrunner.watching import Pulse, Rounds, Waiting
+from jobrunner.watching import MAX_BACKOFF, Pulse, Rounds, Waiting
 
 if TYPE_CHECKING:
     from jobrunner.looking import Row
@@ -101,23 +101,22 @@ class Watcher:
         while not waiting.settled.wait(self._patience - silence):
             silence = time.monotonic() - max(waiting.since, self._pulse.answered_at)
             if silence >= self._patience:
-                error = self._error_since(waiting)
+                error = self._error_since(waiting.since)
                 if error is not None:
                     raise reason(error, self.dsn) from error
                 raise DatabaseUnreachable(self.dsn.target, f"no answer for {silence:.0f} s", origin=self.dsn.origin)
 
     def _wait_for_last_look(self, waiting: Waiting) -> None:
-        error = self._error_since(waiting)
-        if error is None and waiting.settled.wait(LAST_LOOK):
+        # A failure from before this waiter came tells nothing: since then nobody may have asked.
+        if self._error_since(waiting.since) is None and waiting.settled.wait(LAST_LOOK):
             return
-        error = self._error_since(waiting)
+        error = self._error_since(waiting.since - MAX_BACKOFF)  # unless it is what the next attempt is put off for
         why = reason(error, self.dsn) if error is not None else "the database has not answered"
         raise TimeoutError(f"job {waiting.job_id} is not known to be finished: {why}") from error
 
-    def _error_since(self, waiting: Waiting) -> BaseException | None:
-        """Why there is no answer. A failure from before this waiter came tells nothing: since then nobody may have asked."""
+    def _error_since(self, instant: float) -> BaseException | None:
         away = self._pulse.away
-        return away.error if away is not None and away.at >= waiting.since else None
+        return away.error if away is not None and away.at >= instant else None
 
 
 def watcher_of(dsn: Dsn) -> Watcher:
