@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         JobFailed,
         JobNotFound,
         JobrunnerError,
+        JobStopped,
         LeaseLost,
         NoCurrentJob,
         ResultExpired,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         SchemaOutdated,
         SchemaTooNew,
         Snooze,
+        SoftTimeLimitExceeded,
         UnknownTask,
     )
     from jobrunner.handle import Job
@@ -54,6 +56,7 @@ _HOMES = {
     "JobFailed": "jobrunner.errors",
     "JobNotFound": "jobrunner.errors",
     "JobRunner": "jobrunner.app",
+    "JobStopped": "jobrunner.errors",
     "JobrunnerError": "jobrunner.errors",
     "LeaseLost": "jobrunner.errors",
     "NoCurrentJob": "jobrunner.errors",
@@ -64,6 +67,7 @@ _HOMES = {
     "SchemaOutdated": "jobrunner.errors",
     "SchemaTooNew": "jobrunner.errors",
     "Snooze": "jobrunner.errors",
+    "SoftTimeLimitExceeded": "jobrunner.errors",
     "UnknownTask": "jobrunner.errors",
     "current_job": "jobrunner.current",
 }
@@ -97,6 +101,7 @@ __all__ = [
     "JobFailed",
     "JobNotFound",
     "JobRunner",
+    "JobStopped",
     "JobrunnerError",
     "LeaseLost",
     "NoCurrentJob",
@@ -107,6 +112,7 @@ __all__ = [
     "SchemaOutdated",
     "SchemaTooNew",
     "Snooze",
+    "SoftTimeLimitExceeded",
     "UnknownTask",
     "__version__",
     "current_job",

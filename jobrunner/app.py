@@ -12,14 +12,15 @@ import sys
 import threading
 import weakref
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
+from jobrunner.checks import RUN_CHECKS
 from jobrunner.handle import Job
 from jobrunner.loading import find_jobrunner
 from jobrunner.payload import decode_args
-from jobrunner.policies import Policy
+from jobrunner.policies import Policy, Running
 from jobrunner.settings import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Dsn, find_dsn, find_size, parse_dsn
-from jobrunner.tasks import AsyncTask, Registry, Task, TaskDecorator
+from jobrunner.tasks import AsyncTask, Registry, Task, TaskDecorator, TransactionalDecorator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from jobrunner.policies import EnqueueOptions, Options, PolicyOptions
+    from jobrunner.policies import EnqueueOptions, Options, TaskOptions
     from jobrunner.store import Database
 
 __all__ = ["JobRunner", "find_jobrunner"]
@@ -103,23 +104,32 @@ class JobRunner:
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
-    def task(self, function: None = None, /, *, name: str | None = None, **policy: Unpack[PolicyOptions]) -> TaskDecorator: ...
-    def task(self, function: Any = None, /, *, name: str | None = None, **policy: Any) -> Any:
+    def task(
+        self, function: None = None, /, *, name: str | None = None, transactional: Literal[True], **options: Unpack[TaskOptions]
+    ) -> TransactionalDecorator: ...
+    @overload
+    def task(
+        self, function: None = None, /, *, name: str | None = None, transactional: Literal[False] = False, **options: Unpack[TaskOptions]
+    ) -> TaskDecorator: ...
+    def task(self, function: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Make a function a task; with or without parentheses, on `def` and `async def`.
 
         Args:
             function: what workers run.
             name: stored in the rows; `function.__name__` by default.
-            **policy: see `jobrunner.policies.Policy`; durations are seconds, a timedelta, or text such as '90s'.
+            **options: see `jobrunner.policies.Policy` and `Running`; durations are seconds, a timedelta, or text such as '90s'; sizes
+                are bytes or text such as '256MB'.
 
         Raises:
             ConfigurationError: a value is out of range (the message names the parameter), the name is taken by another function, or
                 the function cannot be a task.
         """
-        checked = Policy().with_values(policy, "@jobs.task")  # here, so that the traceback ends at the decorator's own line
+        # Checked here, so that the traceback ends at the decorator's own line.
+        running = Running.of({key: options.pop(key) for key in list(options) if key in RUN_CHECKS}, "@jobs.task")
+        policy = Policy().with_values(options, "@jobs.task")
         if function is None:
-            return lambda decorated: self.registry.register(decorated, name, checked, self)
-        return self.registry.register(function, name, checked, self)
+            return lambda decorated: self.registry.register(decorated, name, policy, self, running)
+        return self.registry.register(function, name, policy, self, running)
 
     @property
     def dsn(self) -> Dsn:

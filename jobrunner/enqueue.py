@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner import inserting, jsonvalues, payload, places
-from jobrunner.errors import EnqueueError, InvalidPayload
+from jobrunner.current import current_fence, current_session
+from jobrunner.errors import EnqueueError, InvalidPayload, LeaseLost
 from jobrunner.handle import Job
 from jobrunner.policies import DEFAULT_SESSION
 from jobrunner.states import State
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from jobrunner.commits import Hint
+    from jobrunner.current import Fence
     from jobrunner.places import Place
     from jobrunner.policies import Options
     from jobrunner.settings import Dsn
@@ -69,13 +71,22 @@ def submit(application: Application, task: Task[..., Any], options: Options, arg
         parameters["unique_key"] = unique if isinstance(unique, str) else payload.unique_key(bound)
     if options.run_at is not None:
         parameters["run_at"] = options.run_at
-    statement = inserting.insert_one(tuple(parameters), delayed=options.delay is not None, unique=bool(unique))
+    fence = current_fence()
+    if fence is not None:
+        parameters.setdefault("parent_id", fence.id)
+    statement = inserting.insert_one(
+        tuple(parameters), delayed=options.delay is not None, unique=bool(unique), fenced=fence is not None
+    )
     if options.delay is not None:
         parameters["delay"] = options.delay
+    if fence is not None:
+        parameters |= _fence_parameters(fence)
     place = _place(application, options)
     committed = isinstance(place, places.OwnTransaction)
     rows = place.rows(statement, parameters)
     if not rows:
+        if fence is not None:
+            _check(place, fence)
         job_id, created = _find_or_insert(place, statement, parameters)
         if not created:
             return Job(application, job_id, State.QUEUED.value, created=False, seen=committed)
@@ -94,11 +105,16 @@ def submit_many(application: Application, task: Task[..., Any], options: Options
     if not calls:
         return []
     columns: dict[str, Any] = {"task": task.name, **options.columns}
+    fence = current_fence()
+    if fence is not None:
+        columns.setdefault("parent_id", fence.id)
     if options.run_at is not None:
         columns["run_at"] = options.run_at
     bound = _bound(task, calls)
     limit = application.max_payload_bytes
     place = _place(application, options)
+    if fence is not None:
+        _check(place, fence)
     written = len(calls)
     ids: Sequence[int]
     if options.policy.unique:
@@ -115,6 +131,16 @@ def submit_many(application: Application, task: Task[..., Any], options: Options
     return ids
 
 
+def _fence_parameters(fence: Fence) -> dict[str, int]:
+    return {"fence_id": fence.id, "fence_lease": fence.lease}
+
+
+def _check(place: Place, fence: Fence) -> None:
+    """What a superseded attempt enqueues is refused, as every other write of it."""
+    if not place.rows(inserting.fence(), _fence_parameters(fence)):
+        raise LeaseLost(fence.id, fence.lease)
+
+
 def _is_later(options: Options) -> bool:
     """Whether the job is scheduled: no worker need be told. By this host's clock, because it is only about the hint."""
     if options.run_at is not None:
@@ -125,7 +151,9 @@ def _is_later(options: Options) -> bool:
 def _place(application: Application, options: Options) -> Place:
     if options.connection is not None:
         return places.on_connection(options.connection)
-    session = application.session if options.session is DEFAULT_SESSION else options.session
+    session = options.session
+    if session is DEFAULT_SESSION:
+        session = current_session() or application.session
     return places.in_session(session) if session is not None else places.OwnTransaction(application.database)
 
 

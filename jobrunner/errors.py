@@ -208,6 +208,33 @@ class TimeLimitExceeded(JobrunnerError):
     """Recorded as the error type of an attempt that ran past its `time_limit` and was killed."""
 
 
+class SoftTimeLimitExceeded(JobrunnerError):
+    """Raised in a task that has run for its `soft_time_limit`: time to clean up, and to leave before `time_limit` kills it.
+
+    Caught, it is as if it had not been; let through, it ends the attempt as any exception does.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"ran longer than its soft_time_limit of {seconds:g} s")
+        self.seconds = seconds
+
+
+class CpuLimitExceeded(JobrunnerError):
+    """Recorded as the error type of an attempt whose processes used more CPU time than its `cpu_limit`."""
+
+
+class MemoryLimitExceeded(JobrunnerError):
+    """Recorded as the error type of an attempt whose processes together held more memory than its `memory_limit`."""
+
+
+class OutputLimitExceeded(JobrunnerError):
+    """Recorded as the error type of an attempt that wrote more to stdout and stderr than its `output_limit`."""
+
+
+class ProcessLimitExceeded(JobrunnerError):
+    """Recorded as the error type of an attempt that had more processes at once than its `max_processes`."""
+
+
 class WorkerProcessDied(JobrunnerError):
     """Recorded as the error type of an attempt whose process died: killed by a signal, `os._exit`, out of memory."""
 
@@ -256,6 +283,22 @@ class Fail(JobControl):
     def __init__(self, message: str = "") -> None:
         super().__init__(message)
         self.message = message
+
+
+class JobStopped(JobControl):
+    """Raised in a task that was asked to stop and did not: by a cancel, or by a shutdown whose time of grace is over.
+
+    `raise_if_stopping()` raises it too. Let through, a cancelled job ends as cancelled, and one that a deploy stops goes back to
+    the queue without using up an attempt; its last checkpoint is there when it runs again.
+
+    Attributes:
+        reason: `cancelled`, `deploy`, or `superseded` when another attempt of the job runs by now.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the job was asked to stop: {reason}")
+        self.message = str(self)
+        self.reason = reason
 
 
 def _positive(delay: float | timedelta, what: str) -> timedelta:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _TYPES = {name: str(schema.jobs.c[name].type.compile(postgresql.dialect())) for name in schema.INSERTABLE}  # type: ignore[no-untyped-call]
 _TABLE = f"{SCHEMA}.jobs"
 _CONFLICT = " ON CONFLICT (task, unique_key) WHERE unique_key IS NOT NULL DO NOTHING"
+_FENCE = f"SELECT 1 FROM {_TABLE} WHERE id = CAST(:fence_id AS bigint) AND lease = CAST(:fence_lease AS bigint) AND state = 'running'"  # noqa: S608
 # A sub-select, so that the name is looked up once and not for every id: 100,000 ids took 0.65 s otherwise.
 _SEQUENCE = f"(SELECT CAST(pg_get_serial_sequence('{_TABLE}', 'id') AS regclass))"
 
@@ -44,18 +45,27 @@ class Statement(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def insert_one(columns: tuple[str, ...], *, delayed: bool, unique: bool) -> Statement:
+def insert_one(columns: tuple[str, ...], *, delayed: bool, unique: bool, fenced: bool = False) -> Statement:
     """INSERT of one job, giving its id; with `unique`, no row when a live job has the key.
 
     Args:
         columns: sent by the caller; the table's defaults fill the rest.
         delayed: `run_at` is the parameter `delay` after the database's clock.
         unique: a conflict on the unique key is no error.
+        fenced: no row either when the attempt (`fence_id`, `fence_lease`) does not run any more.
     """
     names, values = _columns(columns, delayed=delayed)
-    return Statement.of(
-        f"INSERT INTO {_TABLE} ({', '.join(names)}) VALUES ({', '.join(values)}){_CONFLICT if unique else ''} RETURNING id"  # noqa: S608
-    )
+    source = f"SELECT {', '.join(values)} WHERE EXISTS ({_FENCE})" if fenced else f"VALUES ({', '.join(values)})"
+    return Statement.of(f"INSERT INTO {_TABLE} ({', '.join(names)}) {source}{_CONFLICT if unique else ''} RETURNING id")
+
+
+@functools.cache
+def fence() -> Statement:
+    """One row while the attempt (`fence_id`, `fence_lease`) runs.
+
+    Takes no lock: one would make the worker's own writes about the job wait for the task's transaction.
+    """
+    return Statement.of(_FENCE)
 
 
 @functools.lru_cache(maxsize=512)

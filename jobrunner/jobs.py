@@ -20,6 +20,8 @@ class ClaimedJob(NamedTuple):
         args: JSON text of the arguments object, not decoded: it passes through the worker as it is.
         time_limit_ms: milliseconds an attempt may run, or None.
         suspect: the job's start must be on record before it runs, because a crash more could quarantine it.
+        limits: JSON text with `soft_ms`, `cpu_ms`, `memory` (bytes), `output` (bytes), `processes`; None for a job without any.
+        checkpoint: JSON text that an earlier attempt left, or None.
     """
 
     id: int
@@ -32,6 +34,8 @@ class ClaimedJob(NamedTuple):
     run_at: datetime
     time_limit_ms: int | None
     suspect: bool
+    limits: str | None = None
+    checkpoint: str | None = None
 
 
 class Due(NamedTuple):
@@ -62,14 +66,15 @@ class Ending(StrEnum):
 
 
 class Succeeded(NamedTuple):
-    """An attempt that returned. `result` is JSON text or None; `ended_at` is `clock.monotonic()`."""
+    """An attempt that returned. `result` is JSON text or None; `ended_at` is `clock.monotonic()`; `peak_memory` is bytes."""
 
     id: int
     lease: int
     result: str | None
     run_ms: int
-    cpu_ms: int
+    cpu_ms: int | None
     ended_at: float
+    peak_memory: int | None = None
 
 
 class Unsuccessful(NamedTuple):
@@ -77,7 +82,7 @@ class Unsuccessful(NamedTuple):
 
     Attributes:
         run_ms: None when the attempt never began (released unstarted); such an attempt leaves no record.
-        exit_cause: `exception | timeout | signal N | exit N | deploy | cancelled`.
+        exit_cause: `exception | timeout | memory | cpu | output | processes | signal N | exit N | deploy | lost lease | cancelled`.
         delay_ms: the pause that `Retry(delay=…)` or `Snooze` asked for; None means the job's own backoff.
     """
 
@@ -93,9 +98,53 @@ class Unsuccessful(NamedTuple):
     cpu_ms: int | None = None
     ended_at: float = 0.0
     delay_ms: int | None = None
+    peak_memory: int | None = None
+
+
+class Settled(NamedTuple):
+    """An attempt about which nothing is left to write: its own transaction ended the job, or found itself superseded."""
+
+    id: int
+    lease: int
+    succeeded: bool
 
 
 Outcome = Succeeded | Unsuccessful
+Ended = Outcome | Settled
+
+
+class Note(NamedTuple):
+    """What an attempt says of itself while it runs; None leaves what is there.
+
+    Attributes:
+        fraction: 0 to 1.
+        text: a few words beside it.
+        checkpoint: JSON text from which a later attempt can go on.
+    """
+
+    id: int
+    lease: int
+    fraction: float | None = None
+    text: str | None = None
+    checkpoint: str | None = None
+
+
+class LogLine(NamedTuple):
+    """One line that an attempt logged.
+
+    Attributes:
+        line: its number within the attempt, from 1.
+        level: as in Python's logging.
+        logged_at: `clock.monotonic()`.
+    """
+
+    id: int
+    lease: int
+    line: int
+    level: int
+    logger: str
+    message: str
+    logged_at: float
 
 
 class WorkerCounts(NamedTuple):
@@ -104,3 +153,34 @@ class WorkerCounts(NamedTuple):
     succeeded: int = 0
     failed: int = 0
     crashed: int = 0
+    claimed: int = 0
+
+
+class WorkerSight(NamedTuple):
+    """What a worker shows of itself with each heartbeat.
+
+    Attributes:
+        rss_bytes: of the supervising process; None where the system does not tell.
+        memory_bytes: of the supervising process, the template and all children with what they started.
+        running: JSON text: a list with one object for each running job.
+    """
+
+    rss_bytes: int | None = None
+    memory_bytes: int | None = None
+    running: str | None = None
+
+
+class Leaving(NamedTuple):
+    """How a worker leaves, for `worker_runs`.
+
+    Attributes:
+        reason: `done`, `drained`, `time`, `signal`, `error`.
+        left_count: jobs of its queues that were due when it left; None when nobody looked.
+        next_due_ms: until the next one is due.
+    """
+
+    reason: str
+    exit_code: int = 0
+    error: str | None = None
+    left_count: int | None = None
+    next_due_ms: int | None = None

@@ -23,6 +23,7 @@ if typing.TYPE_CHECKING:
     from jobrunner.codecs import Codec
 
 RETURN_VALUE = "return value"
+CHECKPOINT = "checkpoint"
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 _arguments = Compiler()
@@ -35,11 +36,13 @@ class Parameters:
     Args:
         function: what the task runs; its annotations are read now, so names they use must exist.
         name: the task's name, for messages.
+        filled_by_worker: keyword parameters that no caller passes; they are no part of the signature here.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, filled_by_worker: tuple[str, ...] = ()) -> None:
         self.name = name
-        self.signature = inspect.signature(function)
+        whole = inspect.signature(function)
+        self.signature = whole.replace(parameters=[one for one in whole.parameters.values() if one.name not in filled_by_worker])
         hints, unresolved = _hints(function, self.signature)
         self.returns: Any = hints.get("return", Any)
         self._codecs: dict[str, Codec] = {}
@@ -219,16 +222,25 @@ def encode_result(value: object, max_bytes: int) -> str:
         InvalidPayload: naming the `return value`; whatever the value does while it is read, nothing else is raised. The message itself
             says what to return instead: of an error in a worker the message is all that is kept.
     """
+    raising = "or raise max_result_bytes (JOBRUNNER_MAX_RESULT_BYTES)"
+    return _encoded(value, max_bytes, RETURN_VALUE, "return", f"store the data in a table or a file and return its id or path, {raising}")
+
+
+def encode_checkpoint(value: object, max_bytes: int) -> str:
+    """A checkpoint as JSON text, as `encode_result` does it. Raises InvalidPayload naming the `checkpoint`."""
+    return _encoded(value, max_bytes, CHECKPOINT, "keep", "store the data and keep its id")
+
+
+def _encoded(value: object, max_bytes: int, what: str, verb: str, instead_of_large: str) -> str:
     try:
         text, size = jsonvalues.checked_text(jsonvalues.plain(value, rich=True))
     except Refusal as refusal:
-        instead = refusal.instead.replace("pass ", "return ").replace("passing", "returning")
-        raise InvalidPayload(refusal.path(RETURN_VALUE), _with_advice(refusal.problem, instead)) from None
+        instead = refusal.instead.replace("pass ", f"{verb} ").replace("passing", f"{verb}ing")
+        raise InvalidPayload(refusal.path(what), _with_advice(refusal.problem, instead)) from None
     except Exception as error:
-        raise InvalidPayload(RETURN_VALUE, _with_advice(f"cannot be read: {type(error).__name__}", "return plain data")) from error
+        raise InvalidPayload(what, _with_advice(f"cannot be read: {type(error).__name__}", f"{verb} plain data")) from error
     if size > max_bytes:
-        instead = "store the data in a table or a file and return its id or path, or raise max_result_bytes (JOBRUNNER_MAX_RESULT_BYTES)"
-        raise InvalidPayload(RETURN_VALUE, _with_advice(f"is {size:,} bytes of JSON; the limit is {max_bytes:,}", instead))
+        raise InvalidPayload(what, _with_advice(f"is {size:,} bytes of JSON; the limit is {max_bytes:,}", instead_of_large))
     return text
 
 

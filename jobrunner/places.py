@@ -86,8 +86,8 @@ class CallersTransaction:
 Place = OwnTransaction | CallersTransaction
 
 
-def in_session(given: object) -> CallersTransaction:
-    """The transaction of a Session, of what a scoped_session (`db.session`) stands for now, or of what a function returns.
+def resolve_session(given: object) -> Session:
+    """A Session, what a scoped_session (`db.session`) stands for now, or what a function returns.
 
     Raises:
         ConfigurationError: it is none of these.
@@ -100,7 +100,18 @@ def in_session(given: object) -> CallersTransaction:
             f"session={type(session).__name__}: expected {expected}",
             hint=hint if hasattr(session, "sync_session") else "",
         )
-    return CallersTransaction(session.connection(bind_arguments={"clause": schema.jobs}), session)
+    return session
+
+
+def connection_of(session: Session) -> sa.Connection:
+    """The connection on which a session's transaction reaches the jobs: a session may have several databases."""
+    return session.connection(bind_arguments={"clause": schema.jobs})
+
+
+def in_session(given: object) -> CallersTransaction:
+    """The transaction of a Session, or of what `resolve_session` makes of it. Raises ConfigurationError when that is none."""
+    session = resolve_session(given)
+    return CallersTransaction(connection_of(session), session)
 
 
 def on_connection(given: object) -> CallersTransaction:

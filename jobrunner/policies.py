@@ -1,4 +1,4 @@
-"""Owns the policy of a task (where, how often, how long it runs) and the options of one enqueue, with the checks of their values.
+"""Owns the policy of a task (where, how often, within which limits it runs), how it is run, and the options of one enqueue.
 
 It must not know functions, arguments or the database: a policy is the columns that differ from the table's defaults.
 """
@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+import logging
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from jobrunner import checks
+from jobrunner.checks import CHECKS, RUN_CHECKS, checked
 from jobrunner.errors import ConfigurationError
-from jobrunner.jsonvalues import text_problem
-from jobrunner.payload import encode_meta
-from jobrunner.settings import DEFAULT_QUEUE, parse_duration
+from jobrunner.settings import DEFAULT_QUEUE
 
-SMALLINT = 32_767  # the largest value of the counting columns
-MAX_NAME = 200  # characters of a task or queue name: both are index keys, and the queue is the payload of a NOTIFY
-MAX_UNIQUE_KEY = 500  # characters: an index key of PostgreSQL ends at about 2,700 bytes
-MAX_INTERVAL = timedelta(days=3650)  # ten years; more is a mistake in a unit
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 Backoff = Literal["exponential", "linear", "constant"]
 Duration = float | str | timedelta
 
 
 class PolicyOptions(TypedDict, total=False):
-    """The keywords of `@jobs.task(...)` beside `name`; `options()` takes them as well."""
+    """The keywords that `@jobs.task(...)` and `options()` take: columns of the job's row."""
 
     queue: str
     priority: int
@@ -38,8 +36,22 @@ class PolicyOptions(TypedDict, total=False):
     backoff_jitter: float
     max_crashes: int
     time_limit: Duration | None
+    soft_time_limit: Duration | None
+    cpu_limit: Duration | None
+    memory_limit: int | str | None
+    memory_limit_on_retry: float | str | None
+    output_limit: int | str | None
+    max_processes: int | None
     tags: Iterable[str]
     unique: bool | str
+
+
+class TaskOptions(PolicyOptions, total=False):
+    """The keywords of `@jobs.task(...)` beside `name` and `transactional`."""
+
+    capture_output: bool
+    log_level: int | str | None
+
 
 
 class EnqueueOptions(PolicyOptions, total=False):
@@ -66,7 +78,13 @@ class Policy:
         backoff_cap: the longest pause.
         backoff_jitter: 0 to 1: the part of the pause that is random.
         max_crashes: deaths of its process after which the job is quarantined; at least 1.
-        time_limit: wall time of one attempt; None is unlimited.
+        time_limit: wall time of one attempt, after which its processes are killed; None is unlimited, here and below.
+        soft_time_limit: wall time after which `SoftTimeLimitExceeded` is raised in the task; at most `time_limit`.
+        cpu_limit: CPU time of one attempt, all its processes together.
+        memory_limit: resident bytes of one attempt, all its processes together; at least 1 MB.
+        memory_limit_on_retry: how many times the memory limit an attempt gets after one that exceeded it.
+        output_limit: bytes that one attempt may write to stdout and stderr.
+        max_processes: processes of one attempt at the same time, the one that runs the task included; threads do not count.
         tags: words to filter by.
         unique: True: at most one live job with the same arguments; text: at most one live job with that key.
     """
@@ -80,6 +98,12 @@ class Policy:
     backoff_jitter: float = 1.0
     max_crashes: int = 3
     time_limit: timedelta | None = None
+    soft_time_limit: timedelta | None = None
+    cpu_limit: timedelta | None = None
+    memory_limit: int | None = None
+    memory_limit_on_retry: float | None = None
+    output_limit: int | None = None
+    max_processes: int | None = None
     tags: tuple[str, ...] = ()
     unique: bool | str = False
 
@@ -89,16 +113,21 @@ class Policy:
         Raises:
             ConfigurationError: the message names `where` and the parameter.
         """
-        checked: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, value in given.items():
-            check = _CHECKS.get(name)
+            check = CHECKS.get(name)
+            if check is None and name in RUN_CHECKS:
+                raise ConfigurationError(f"{where}({name}=…): this belongs to the task itself", hint=f"@jobs.task({name}=…)")
             if check is None:
-                guess = difflib.get_close_matches(name, _CHECKS, n=1)
-                hint = f"did you mean {guess[0]}?" if guess else f"known: {', '.join(_CHECKS)}"
+                guess = difflib.get_close_matches(name, CHECKS, n=1)
+                hint = f"did you mean {guess[0]}?" if guess else f"known: {', '.join(CHECKS)}"
                 raise ConfigurationError(f"{where}({name}=…): there is no such parameter", hint=hint)
-            checked[name] = _checked(name, check, value, where)
-        return dataclasses.replace(self, **checked) if checked else self
-
+            values[name] = checked(name, check, value, where)
+        if not given:
+            return self
+        policy = dataclasses.replace(self, **values)
+        _check_together(policy, given, where)
+        return policy
     def columns(self) -> dict[str, object]:
         """The columns of a job row that differ from the table's defaults, in table order."""
         return {
@@ -106,6 +135,26 @@ class Policy:
             for name in COLUMNS
             if (value := getattr(self, name)) != getattr(DEFAULT_POLICY, name)
         }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Running:
+    """How the function of a task is run; the code's business, not the row's.
+
+    Attributes:
+        transactional: the function gets a Session whose transaction also holds the end of the job.
+        capture_output: what it prints goes into the job's log.
+        log_level: records of `logging` of at least this level go into the job's log; None for no log.
+    """
+
+    transactional: bool = False
+    capture_output: bool = False
+    log_level: int | None = logging.INFO
+
+    @classmethod
+    def of(cls, given: Mapping[str, object], where: str) -> Running:
+        """From checked values. Raises ConfigurationError naming the parameter."""
+        return cls(**{name: checked(name, RUN_CHECKS[name], value, where) for name, value in given.items()})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,11 +183,11 @@ class Options:
         policy = self.policy.with_values(rest, "options")
         kept = {name: self.columns[name] for name in ("meta", "parent_id") if name in self.columns}
         if "meta" in given:
-            kept["meta"] = _meta(given["meta"])
+            kept["meta"] = checks.meta(given["meta"])
         if "parent_id" in given:
-            kept["parent_id"] = _parent_id(given["parent_id"])
-        delay = _delay(given["delay"]) if "delay" in given else self.delay
-        run_at = _run_at(given["run_at"]) if "run_at" in given else self.run_at
+            kept["parent_id"] = checks.parent_id(given["parent_id"])
+        delay = checks.delay(given["delay"]) if "delay" in given else self.delay
+        run_at = checks.run_at(given["run_at"]) if "run_at" in given else self.run_at
         if delay is not None and run_at is not None:
             raise ConfigurationError("options(delay=…, run_at=…): give one of the two")
         session, connection = given.get("session", self.session), given.get("connection", self.connection)
@@ -161,121 +210,17 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Policy) if field.name
 _OWN = ("delay", "run_at", "meta", "parent_id", "session", "connection")
 
 
-def check_name(value: object, what: str) -> str:
-    """A task or queue name. Raises ValueError."""
-    if not isinstance(value, str) or not value or value != value.strip():
-        raise ValueError(f"{what} is text, not empty and without blanks at its ends")
-    if len(value) > MAX_NAME:
-        raise ValueError(f"{what} is at most {MAX_NAME} characters long")
-    problem = text_problem(value)
-    if problem:
-        raise ValueError(f"{what} {problem}")
-    return value
-
-
-def _queue(_name: str, value: object) -> str:
-    return check_name(value, "a queue")
-
-
-def _between(low: int, high: int) -> Callable[[str, object], int]:
-    def check(_name: str, value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"expected a whole number from {low:,} to {high:,}")
-        return value
-
-    return check
-
-
-def _backoff(_name: str, value: object) -> str:
-    if value not in ("exponential", "linear", "constant"):
-        raise ValueError("expected 'exponential', 'linear' or 'constant'")
-    return str(value)
-
-
-def _duration(name: str, value: Any) -> timedelta:
-    try:
-        duration = parse_duration(value, name)
-    except (TypeError, AttributeError, OverflowError, ValueError, ConfigurationError):  # nan is a ValueError
-        raise ValueError("expected a duration of 0 or more: seconds, a timedelta, or text such as '90s' or '1h30m'") from None
-    if duration > MAX_INTERVAL:
-        raise ValueError(f"expected at most {MAX_INTERVAL.days:,} days")
-    return duration
-
-
-def _limit(name: str, value: Any) -> timedelta | None:
-    if value is None:
-        return None
-    duration = _duration(name, value)
-    if duration <= timedelta(0):
-        raise ValueError("expected more than 0 seconds, or None for no limit")
-    return duration
-
-
-def _jitter(_name: str, value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise ValueError("expected a number from 0 to 1")
-    return float(value)
-
-
-def _tags(_name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ValueError("expected a list of words")  # noqa: TRY004  the caller turns ValueError into the message
-    return tuple(check_name(tag, "a tag") for tag in value)
-
-
-def _unique(_name: str, value: object) -> bool | str:
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, str) or not value or len(value) > MAX_UNIQUE_KEY or text_problem(value):
-        raise ValueError(f"expected True (one job per set of arguments) or a key of 1 to {MAX_UNIQUE_KEY} characters")
-    return value
-
-
-def _delay(value: Any) -> timedelta | None:
-    return None if value is None else _checked("delay", _duration, value, "options")
-
-
-def _run_at(value: object) -> datetime | None:
-    if value is None:
-        return None
-    if not isinstance(value, datetime) or value.utcoffset() is None:
+def _check_together(policy: Policy, given: Mapping[str, object], where: str) -> None:
+    """Refuse limits that make no sense beside each other."""
+    soft, hard = policy.soft_time_limit, policy.time_limit
+    if soft is not None and hard is not None and soft > hard:
+        named = "soft_time_limit" if "soft_time_limit" in given else "time_limit"
         raise ConfigurationError(
-            f"options(run_at={value!r}): expected a datetime with a time zone", hint="such as datetime.now(UTC) + timedelta(hours=1)"
+            f"{where}({named}={given.get(named)!r}): soft_time_limit ({soft}) is above time_limit ({hard})",
+            hint="the soft limit warns the task before the hard one kills it: make it the shorter of the two",
         )
-    return value
-
-
-def _meta(value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(f"options(meta={value!r}): expected a dict")
-    return encode_meta(value)
-
-
-def _parent_id(value: object) -> int | None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ConfigurationError(f"options(parent_id={value!r}): expected the id of a job")
-    return value
-
-
-def _checked(name: str, check: Callable[[str, Any], Any], value: Any, where: str) -> Any:
-    try:
-        return check(name, value)
-    except ValueError as error:
-        raise ConfigurationError(f"{where}({name}={value!r}): {error}") from None
-
-
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "queue": _queue,
-    "priority": _between(-SMALLINT - 1, SMALLINT),
-    "max_attempts": _between(1, SMALLINT),
-    "backoff": _backoff,
-    "backoff_base": _duration,
-    "backoff_cap": _duration,
-    "backoff_jitter": _jitter,
-    "max_crashes": _between(1, SMALLINT),
-    "time_limit": _limit,
-    "tags": _tags,
-    "unique": _unique,
-}
+    if policy.memory_limit_on_retry is not None and policy.memory_limit is None:
+        raise ConfigurationError(
+            f"{where}(memory_limit_on_retry={policy.memory_limit_on_retry:g}): there is no memory_limit",
+            hint="give memory_limit as well: the limit of the first attempt",
+        )

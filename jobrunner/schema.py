@@ -6,6 +6,8 @@ so a user's `--autogenerate` never sees it (`jobrunner.migrate.include_name` kee
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from sqlalchemy import (
     ARRAY,
     REAL,
@@ -28,14 +30,29 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from jobrunner.settings import SCHEMA
 
+if TYPE_CHECKING:
+    from sqlalchemy.types import TypeEngine
+
 metadata = MetaData(schema=SCHEMA)
 
 _AT = DateTime(timezone=True)
 _NOW = text("now()")
 
+_LIMITS: tuple[tuple[str, type[TypeEngine[Any]]], ...] = (
+    ("soft_time_limit", Interval),
+    ("cpu_limit", Interval),
+    ("memory_limit", BigInteger),
+    ("memory_limit_on_retry", REAL),
+    ("output_limit", BigInteger),
+    ("max_processes", Integer),
+    ("progress", REAL),
+    ("progress_text", Text),
+    ("checkpoint", JSONB),
+)
+
 
 def _identity_columns(*, live: bool) -> list[Column[object]]:
-    """The columns that a live and a finished job share, in table order. Only live rows have defaults and an identity."""
+    """The columns that a live and a finished job share. Only live rows have defaults and an identity."""
 
     def default(value: str) -> dict[str, object]:
         return {"server_default": text(value)} if live else {}
@@ -68,6 +85,7 @@ def _identity_columns(*, live: bool) -> list[Column[object]]:
         Column("last_error_at", _AT),
         Column("worker_id", BigInteger),
         Column("started_at", _AT),
+        *(Column(name, kind) for name, kind in _LIMITS),
     ]
     return columns
 
@@ -76,6 +94,7 @@ def _identity_columns(*, live: bool) -> list[Column[object]]:
 INSERTABLE = (
     "task", "args", "queue", "priority", "tags", "meta", "parent_id", "unique_key", "run_at",
     "max_attempts", "backoff", "backoff_base", "backoff_cap", "backoff_jitter", "max_crashes", "time_limit",
+    "soft_time_limit", "cpu_limit", "memory_limit", "memory_limit_on_retry", "output_limit", "max_processes",
 )  # fmt: skip
 
 jobs = Table(
@@ -103,6 +122,13 @@ jobs = Table(
         name="jobs_backoff_range",
     ),
     CheckConstraint("time_limit > interval '0'", name="jobs_time_limit"),
+    CheckConstraint(
+        "soft_time_limit > interval '0' and cpu_limit > interval '0' and memory_limit > 0 and output_limit >= 0 and max_processes > 0",
+        name="jobs_limits",
+    ),
+    CheckConstraint("soft_time_limit <= time_limit", name="jobs_soft_below_hard"),
+    CheckConstraint("memory_limit_on_retry >= 1 and memory_limit_on_retry <= 1000", name="jobs_memory_on_retry"),
+    CheckConstraint("progress >= 0 and progress <= 1", name="jobs_progress"),
     CheckConstraint("run_at >= '1970-01-01 00:00+00' and run_at < '9999-01-01 00:00+00'", name="jobs_run_at"),
 )
 Index("jobs_claim", jobs.c.queue, jobs.c.priority, jobs.c.run_at, jobs.c.id, postgresql_where=text("state = 'queued'"))
@@ -118,6 +144,7 @@ job_history = Table(
     Column("wait_ms", BigInteger),
     Column("run_ms", BigInteger),
     Column("cpu_ms", BigInteger),
+    Column("peak_memory", BigInteger),
     PrimaryKeyConstraint("id", "finished_at", name="job_history_pkey"),
     CheckConstraint("state in ('succeeded', 'failed', 'cancelled', 'quarantined')", name="job_history_state"),
     postgresql_partition_by="range (finished_at)",
@@ -151,6 +178,7 @@ job_attempts = Table(
     Column("exit_cause", Text),
     Column("run_ms", BigInteger),
     Column("cpu_ms", BigInteger),
+    Column("peak_memory", BigInteger),
     PrimaryKeyConstraint("job_id", "lease", "finished_at", name="job_attempts_pkey"),
     CheckConstraint(
         "outcome in ('retried', 'failed', 'snoozed', 'released', 'cancelled', 'crashed', 'quarantined')", name="job_attempts_outcome"
@@ -181,10 +209,66 @@ workers = Table(
     Column("succeeded_count", BigInteger, nullable=False, server_default=text("0")),
     Column("failed_count", BigInteger, nullable=False, server_default=text("0")),
     Column("crashed_count", BigInteger, nullable=False, server_default=text("0")),
+    Column("pool", Text),
+    Column("pool_slot", Integer),
+    Column("claimed_count", BigInteger),
+    Column("memory_bytes", BigInteger),
+    Column("running", JSONB),
     PrimaryKeyConstraint("id", name="workers_pkey"),
+    CheckConstraint("(pool is null) = (pool_slot is null) and pool_slot >= 1", name="workers_pool"),
     CheckConstraint("kind in ('daemon', 'cron', 'drain', 'embedded', 'test')", name="workers_kind"),
 )
 Index("workers_alive", workers.c.lease_expires_at, postgresql_where=text("stopped_at is null"))
 Index("workers_stopped", workers.c.stopped_at, postgresql_where=text("stopped_at is not null"))
+Index(
+    "workers_pool_slot",
+    workers.c.pool,
+    workers.c.pool_slot,
+    unique=True,
+    postgresql_where=text("pool is not null and stopped_at is null"),
+)
 
-PARTITIONED = ("job_history", "job_attempts")
+job_logs = Table(
+    "job_logs",
+    metadata,
+    Column("job_id", BigInteger, nullable=False),
+    Column("lease", BigInteger, nullable=False),
+    Column("line", Integer, nullable=False),
+    Column("attempt", SmallInteger, nullable=False),
+    Column("logged_at", _AT, nullable=False, server_default=_NOW),
+    Column("level", SmallInteger, nullable=False),
+    Column("logger", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    PrimaryKeyConstraint("job_id", "lease", "line", "logged_at", name="job_logs_pkey"),
+    postgresql_partition_by="range (logged_at)",
+)
+
+worker_runs = Table(
+    "worker_runs",
+    metadata,
+    Column("id", BigInteger, Identity(), nullable=False),
+    Column("worker_id", BigInteger, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("pool", Text),
+    Column("pool_slot", Integer),
+    Column("version", Text, nullable=False),
+    Column("started_at", _AT, nullable=False),
+    Column("finished_at", _AT, nullable=False, server_default=_NOW),
+    Column("reason", Text, nullable=False),
+    Column("exit_code", SmallInteger),
+    Column("error", Text),
+    Column("claimed_count", BigInteger),
+    Column("succeeded_count", BigInteger, nullable=False),
+    Column("failed_count", BigInteger, nullable=False),
+    Column("crashed_count", BigInteger, nullable=False),
+    Column("left_count", BigInteger),
+    Column("next_due_at", _AT),
+    PrimaryKeyConstraint("id", name="worker_runs_pkey"),
+)
+Index("worker_runs_recent", worker_runs.c.finished_at.desc(), worker_runs.c.id.desc())
+Index("worker_runs_pool", worker_runs.c.pool, worker_runs.c.finished_at.desc(), postgresql_where=text("pool is not null"))
+
+PARTITIONED = ("job_history", "job_attempts", "job_logs")

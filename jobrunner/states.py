@@ -51,6 +51,7 @@ def _of(*states: State) -> frozenset[State]:
 TRANSITIONS: tuple[Transition, ...] = (
     Transition("claim", _of(State.QUEUED), State.RUNNING, fenced=False, by="worker"),
     Transition("start", _of(State.RUNNING), State.RUNNING, fenced=True, by="worker"),
+    Transition("progress", _of(State.RUNNING), State.RUNNING, fenced=True, by="worker"),
     Transition("succeed", _of(State.RUNNING), State.SUCCEEDED, fenced=True, by="worker"),
     Transition("retry", _of(State.RUNNING), State.QUEUED, fenced=True, by="worker"),
     Transition("fail", _of(State.RUNNING), State.FAILED, fenced=True, by="worker"),

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import psycopg
 import sqlalchemy as sa
 from psycopg import errors as pg
 
-from jobrunner import clock, statements
+from jobrunner import arrays, clock, statements
 from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
-from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Succeeded, Unsuccessful
+from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Succeeded
 from jobrunner.states import sources_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection, Cursor
 
-    from jobrunner.jobs import WorkerCounts
+    from jobrunner.jobs import Leaving, LogLine, Note, WorkerCounts, WorkerSight
     from jobrunner.settings import Dsn
 
 FROM_THE_START = (datetime(1969, 12, 31, tzinfo=UTC), 0)  # a floor below every key that the CHECK on run_at allows
@@ -136,45 +137,72 @@ class Store:
         running: list[tuple[list[Any], list[Cursor[Any]]]] = []
         with self.transaction():
             for name, group in groups.items():
-                group.sort(key=_by_id)
+                group.sort(key=attrgetter("id"))
                 if name == "succeed":
-                    running.append((group, [self._run("succeed", _success_arrays(group, now))]))
+                    running.append((group, [self._run("succeed", arrays.successes(group, now))]))
                 else:
-                    arrays = _ending_arrays(group, now)
-                    running.append((group, [self._run(step, arrays) for step in _SEQUENCES[Ending(name)]]))
+                    parameters = arrays.endings(group, now)
+                    running.append((group, [self._run(step, parameters) for step in _SEQUENCES[Ending(name)]]))
         refused: list[Outcome] = []
         for group, cursors in running:
             accepted = {row[0] for cursor in cursors for row in cursor.fetchall()}
             if len(accepted) < len(group):
                 # Two attempts of one job in one batch: leases only grow, so the later one is what was accepted.
-                latest = {outcome.id: outcome.lease for outcome in sorted(group, key=_by_lease)}
+                latest = {outcome.id: outcome.lease for outcome in sorted(group, key=attrgetter("lease"))}
                 refused.extend(outcome for outcome in group if outcome.id not in accepted or outcome.lease != latest[outcome.id])
         return refused
 
     def start(self, begun: Sequence[tuple[int, int, float]]) -> set[int]:
         """Record that attempts, given as (id, lease, seconds running), have begun. Returns the ids whose lease still holds."""
         begun = sorted(begun)
-        arrays = {
-            "ids": _ints(job_id for job_id, _, _ in begun),
-            "leases": _ints(lease for _, lease, _ in begun),
-            "age_ms": _ints(int(age * 1000) for _, _, age in begun),
+        parameters = {
+            "ids": arrays.ints(job_id for job_id, _, _ in begun),
+            "leases": arrays.ints(lease for _, lease, _ in begun),
+            "age_ms": arrays.ints(int(age * 1000) for _, _, age in begun),
         }
-        return {row[0] for row in self._run("start", arrays).fetchall()}
+        return {row[0] for row in self._run("start", parameters).fetchall()}
+
+    def note(self, notes: Sequence[Note]) -> set[int]:
+        """Keep progress and checkpoints of running attempts. Returns the ids of those that still hold their lease."""
+        return {row[0] for row in self._run("progress", arrays.notes(sorted(notes))).fetchall()}
+
+    def log(self, lines: Sequence[LogLine]) -> int:
+        """Keep lines that running attempts logged; those of superseded ones are dropped. Returns how many were kept."""
+        return self._run("log", arrays.log_lines(lines, clock.monotonic())).rowcount
 
     # -- worker: its own row, other workers' jobs
 
-    def register_worker(self, facts: Mapping[str, Any], lease: timedelta) -> int:
-        """Insert a worker row; `facts` are the parameters of `register_worker.sql`. Returns its id."""
-        return cast("int", self._run("register_worker", {**facts, "lease_ms": _ms(lease)}).fetchone()[0])  # type: ignore[index]
+    def register_worker(self, facts: Mapping[str, Any], lease: timedelta, slot: tuple[str, int] | None = None) -> int | None:
+        """Insert a worker row; `facts` are the parameters of `register_worker.sql`.
 
-    def heartbeat(self, worker_id: int, lease: timedelta, rss_bytes: int | None, counts: WorkerCounts) -> bool:
+        Args:
+            slot: (pool, number from 1) for a worker that must be the only one with that slot.
+
+        Returns:
+            Its id, or None when another worker holds the slot.
+        """
+        pool, number = slot or (None, None)
+        parameters = {**facts, "lease_ms": _ms(lease), "pool": pool, "pool_slot": number}
+        with self.connection.transaction():
+            if slot is not None:
+                self._run("give_up_slot", {"pool": pool, "pool_slot": number})
+            row = self._run("register_worker", parameters).fetchone()
+        return row[0] if row is not None else None
+
+    def set_tasks(self, worker_id: int, tasks: Sequence[str]) -> bool:
+        """Say which tasks a worker can run; False when its lease was lost."""
+        return self._run("set_tasks", {"worker_id": worker_id, "tasks": list(tasks)}).fetchone() is not None
+
+    def heartbeat(self, worker_id: int, lease: timedelta, sight: WorkerSight, counts: WorkerCounts) -> bool:
         """Renew the lease; False when it was lost (expired, or another worker gave this one up)."""
-        parameters = {"worker_id": worker_id, "lease_ms": _ms(lease), "rss_bytes": rss_bytes, **counts._asdict()}
+        parameters = {"worker_id": worker_id, "lease_ms": _ms(lease), **sight._asdict(), **counts._asdict()}
         return self._run("heartbeat", parameters).fetchone() is not None
 
-    def stop_worker(self, worker_id: int, last_exit: str, counts: WorkerCounts) -> None:
-        """Close the worker's row in order."""
-        self._run("stop_worker", {"worker_id": worker_id, "last_exit": last_exit, **counts._asdict()})
+    def stop_worker(self, worker_id: int, leaving: Leaving, counts: WorkerCounts) -> bool:
+        """Close the worker's row in order and keep what it did in `worker_runs`; False when it had been given up."""
+        words = {"last_exit": leaving.reason, **leaving._asdict()}
+        del words["reason"]
+        return self._run("stop_worker", {"worker_id": worker_id, **words, **counts._asdict()}).fetchone() is not None
 
     def held_jobs(self, worker_id: int) -> list[Held]:
         """What the database thinks this worker is running."""
@@ -302,49 +330,5 @@ def _claim_order(job: ClaimedJob) -> tuple[datetime, int]:
     return job.run_at, job.id
 
 
-def _by_id(outcome: Succeeded | Unsuccessful) -> int:
-    return outcome.id
-
-
-def _by_lease(outcome: Succeeded | Unsuccessful) -> int:
-    return outcome.lease
-
-
 def _ms(duration: timedelta) -> int:
     return int(duration.total_seconds() * 1000)
-
-
-def _ints(values: Iterable[int | None]) -> str:
-    """An array literal: several times cheaper than psycopg's list adaptation, which looks at every element's type."""
-    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
-
-
-def _texts(values: list[str | None]) -> str | list[str | None]:
-    return values if any(value is not None for value in values) else "{" + ",".join(["NULL"] * len(values)) + "}"
-
-
-def _success_arrays(group: list[Succeeded], now: float) -> dict[str, Any]:
-    return {
-        "ids": _ints(outcome.id for outcome in group),
-        "leases": _ints(outcome.lease for outcome in group),
-        "results": _texts([outcome.result for outcome in group]),
-        "run_ms": _ints(outcome.run_ms for outcome in group),
-        "cpu_ms": _ints(outcome.cpu_ms for outcome in group),
-        "age_ms": _ints(max(0, int((now - outcome.ended_at) * 1000)) for outcome in group),
-    }
-
-
-def _ending_arrays(group: list[Unsuccessful], now: float) -> dict[str, Any]:
-    return {
-        "ids": _ints(outcome.id for outcome in group),
-        "leases": _ints(outcome.lease for outcome in group),
-        "error_types": _texts([outcome.error_type for outcome in group]),
-        "messages": _texts([outcome.message for outcome in group]),
-        "tracebacks": _texts([outcome.traceback for outcome in group]),
-        "fingerprints": _texts([outcome.fingerprint for outcome in group]),
-        "exit_causes": _texts([outcome.exit_cause for outcome in group]),
-        "run_ms": _ints(outcome.run_ms for outcome in group),
-        "cpu_ms": _ints(outcome.cpu_ms for outcome in group),
-        "age_ms": _ints(max(0, int((now - outcome.ended_at) * 1000)) if outcome.ended_at else 0 for outcome in group),
-        "delay_ms": _ints(outcome.delay_ms for outcome in group),
-    }

@@ -11,9 +11,10 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from jobrunner.checks import check_name
 from jobrunner.errors import ConfigurationError, UnknownTask
 from jobrunner.payload import Parameters
-from jobrunner.policies import DEFAULT_SESSION, Options, check_name
+from jobrunner.policies import DEFAULT_SESSION, Options, Running
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+DEFAULT_RUNNING = Running()
+SESSION = "session"  # the parameter of a transactional task that the worker fills
 
 
 class Submitter(Protocol):
@@ -44,14 +48,18 @@ class Task(Generic[P, R]):
         name: stored in the row; renaming a task orphans its waiting jobs.
         fn: what the worker calls.
         policy: queue, attempts, backoff and limits.
+        running: transactional or not, and what goes into the job's log.
         is_async: whether the function is an `async def`.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str, policy: Policy, submitter: Submitter) -> None:
+    def __init__(
+        self, function: Callable[..., Any], name: str, policy: Policy, submitter: Submitter, running: Running = DEFAULT_RUNNING
+    ) -> None:
         functools.update_wrapper(self, function)
         self.fn = function
         self.name = name
         self.policy = policy
+        self.running = running
         self.is_async = inspect.iscoroutinefunction(function)
         self._submitter = submitter
         self._options = Options(policy, MappingProxyType(policy.columns()), session=DEFAULT_SESSION)
@@ -59,7 +67,7 @@ class Task(Generic[P, R]):
     @functools.cached_property
     def parameters(self) -> Parameters:
         """The compiled parameters; made at the first enqueue, when every name the annotations use exists."""
-        return Parameters(self.fn, self.name)
+        return Parameters(self.fn, self.name, filled_by_worker=(SESSION,) if self.running.transactional else ())
 
     @property
     def result_annotation(self) -> Any:
@@ -103,9 +111,9 @@ class Task(Generic[P, R]):
         """The task with other values for one enqueue; durations are seconds, a timedelta, or text such as '90s'.
 
         Args:
-            **given: `delay` or `run_at`; `queue`, `priority`, `max_attempts`, `backoff`, `backoff_base`, `backoff_cap`,
-                `backoff_jitter`, `max_crashes`, `time_limit`, `tags`, `unique` instead of the task's own; `meta` (a dict kept in the
-                row), `parent_id`; `session` or `connection` to write in the caller's transaction (`session=None`: in its own).
+            **given: `delay` or `run_at`; the task's own `queue`, `priority`, `max_attempts`, backoff, `max_crashes`, limits, `tags` and
+                `unique` by their names; `meta` (a dict kept in the row), `parent_id` (the running job, when there is one); `session` or
+                `connection` to write in the caller's transaction (`session=None`: in its own).
 
         Raises:
             ConfigurationError: a value is out of range; the message names the parameter.
@@ -146,6 +154,17 @@ class BoundTask(Generic[P, R]):
         return BoundTask(self.task, self._options.with_values(given))
 
 
+class TransactionalTask(Task[..., R]):
+    """A task that gets a `session` from the worker: its callers pass the other arguments, which types cannot say."""
+
+
+class TransactionalDecorator(Protocol):
+    """What `@jobs.task(transactional=True, ...)` gives."""
+
+    def __call__(self, function: Callable[..., R], /) -> TransactionalTask[R]:
+        """The task; its function must take `session` by keyword."""
+
+
 class TaskDecorator(Protocol):
     """What `@jobs.task(...)` gives: it turns a function into a Task of the same signature."""
 
@@ -170,6 +189,10 @@ class Registry(Mapping[str, Task[..., Any]]):
 
     __getitem__ = get
 
+    def find(self, name: str) -> Task[..., Any] | None:
+        """The task of that name, or None."""
+        return self._tasks.get(name)
+
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._tasks)
@@ -183,15 +206,24 @@ class Registry(Mapping[str, Task[..., Any]]):
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def register(self, function: Callable[..., Any], name: str | None, policy: Policy, submitter: Submitter) -> Task[..., Any]:
+    def register(
+        self,
+        function: Callable[..., Any],
+        name: str | None,
+        policy: Policy,
+        submitter: Submitter,
+        running: Running = DEFAULT_RUNNING,
+    ) -> Task[..., Any]:
         """Make a function a task.
 
         Raises:
             ConfigurationError: it cannot be one, or another function has that name.
         """
         chosen = _name_of(function, name)
-        task_class = AsyncTask if inspect.iscoroutinefunction(function) else Task
-        task: Task[..., Any] = task_class(function, chosen, policy, submitter)
+        if running.transactional:
+            _check_takes_session(function)
+        task_class = TransactionalTask if running.transactional else AsyncTask if inspect.iscoroutinefunction(function) else Task
+        task: Task[..., Any] = task_class(function, chosen, policy, submitter, running)
         known = self._tasks.get(chosen)
         # The same function again is an app factory called twice, or a reloaded module: the newest one counts.
         if known is not None and _identity(known.fn) != _identity(function):
@@ -222,6 +254,24 @@ def _name_of(function: Any, name: str | None) -> str:
         return check_name(chosen, "a task's name")
     except ValueError as error:
         raise ConfigurationError(f"@jobs.task(name={chosen!r}): {error}") from None
+
+
+def _check_takes_session(function: Any) -> None:
+    """A transactional task must be able to take the worker's Session by keyword, and must not await while its transaction is open."""
+    parameters = inspect.signature(function).parameters
+    found = parameters.get(SESSION)
+    variable = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters.values())
+    by_keyword = inspect.Parameter.KEYWORD_ONLY if variable else inspect.Parameter.POSITIONAL_OR_KEYWORD
+    if found is None or found.kind not in {by_keyword, inspect.Parameter.KEYWORD_ONLY}:
+        raise ConfigurationError(
+            f"@jobs.task(transactional=True): {_where(function)} cannot be given the session",
+            hint=f"add a keyword parameter: def {function.__name__}(…, *, {SESSION}: Session)",
+        )
+    if inspect.iscoroutinefunction(function):
+        raise ConfigurationError(
+            f"@jobs.task(transactional=True): {_where(function)} is an async def, and the session that it would get is not",
+            hint="make it a plain def; its database work blocks anyway until it commits",
+        )
 
 
 def _identity(function: Any) -> tuple[str, str]:

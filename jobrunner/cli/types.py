@@ -26,6 +26,19 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in n
             self.fail(str(error) if isinstance(error, ConfigurationError) else f"{value!r} is too long", param, ctx)
 
 
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer releases of click
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from jobrunner.errors import ConfigurationError
+        from jobrunner.settings import parse_size
+
+        try:
+            return parse_size(value, param.opts[0] if param else "size")
+        except (ConfigurationError, OverflowError) as error:
+            self.fail(str(error) if isinstance(error, ConfigurationError) else f"{value!r} is too large", param, ctx)
+
+
 class _Instant(click.ParamType):  # type: ignore[type-arg]  # generic only in newer releases of click
     name = "instant"
 
@@ -76,3 +89,4 @@ DURATION = _Duration()
 INSTANT = _Instant()
 JOB_ID = _JobId()
 QUEUES = _Queues()
+SIZE = _Size()

@@ -11,7 +11,7 @@ from jobrunner.cli.failures import Code, CommandError
 from jobrunner.cli.lazy import Command
 from jobrunner.cli.shared import shared
 from jobrunner.cli.target import announce, app_spec, find_database
-from jobrunner.cli.types import DURATION, QUEUES
+from jobrunner.cli.types import DURATION, QUEUES, SIZE
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     metavar="NUMBER",
     help="Jobs at once, each in its process.  [default: cores]",
 )
+@click.option("--threads", type=click.IntRange(min=1), metavar="NUMBER", help="Run jobs in so many threads of one process instead.")
+@click.option("--async-slots", type=click.IntRange(min=1), metavar="NUMBER", help="Run async tasks in one event loop, so many at once.")
+@click.option("--max-jobs-per-child", type=click.IntRange(min=1), metavar="NUMBER", help="Replace a child process after so many jobs.")
+@click.option("--max-memory-per-child", type=SIZE, metavar="SIZE", help="Replace a child that holds more, between jobs: 512MB.")
 @click.option("--name", metavar="TEXT", help="As it is shown.  [default: host:pid]")
 @click.option("--drain", is_flag=True, help="Leave when nothing is due and nothing runs; for cron.")
 @click.option(
@@ -52,6 +56,10 @@ def work(
     queues: Queues | None,
     *,
     slots: int | None,
+    threads: int | None,
+    async_slots: int | None,
+    max_jobs_per_child: int | None,
+    max_memory_per_child: int | None,
     name: str | None,
     drain: bool,
     grace: timedelta,
@@ -69,6 +77,8 @@ def work(
     """
     if names and queues:
         raise CommandError(Code.USAGE, "the queues are given twice: as an argument and as --queues")
+    if slots and threads:
+        raise CommandError(Code.USAGE, "--concurrency is for processes, --threads for threads of one process: give one of them")
     dsn = announce(find_database(of_app=True))
     from jobrunner.settings import DEFAULT_QUEUE
     from jobrunner.worker import WorkerOptions, default_slots
@@ -80,6 +90,10 @@ def work(
         app=app_spec(),
         queues=names or queues or ((DEFAULT_QUEUE, None),),
         slots=slots or default_slots(),
+        threads=threads or 0,
+        async_slots=async_slots or 0,
+        max_jobs_per_child=max_jobs_per_child,
+        max_memory_per_child=max_memory_per_child,
         name=name,
         kind="drain" if drain else "daemon",
         drain=drain,

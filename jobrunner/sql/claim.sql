@@ -7,6 +7,7 @@
 --   elsewhere, every scan from the start walks all dead entries; the floor does not. A priority per call keeps run_at in the range.
 --   `state || ''` and the array keep the UPDATE on jobs_pkey; as a join it may walk all of jobs_claim, or the whole table.
 --   An endless time_limit (possible since PostgreSQL 17) is none; one of a few microseconds is 1 ms, as 0 could be read as none.
+--   `limits` is one JSON text, NULL for the many jobs that have none of them: five more columns would cost each of those.
 WITH alive AS MATERIALIZED (
     SELECT w.id FROM jobrunner.workers w
     WHERE w.id = :'worker_id'::bigint AND w.stopped_at IS NULL AND w.lease_expires_at > now()
@@ -25,4 +26,9 @@ SET state = 'running', worker_id = :'worker_id'::bigint, lease = j.lease + 1,
     attempt = least(j.attempt + 1, 32767)::smallint, claimed_at = now(), started_at = NULL
 WHERE j.id = ANY (ARRAY(SELECT picked.id FROM picked)) AND j.state || '' = 'queued'
 RETURNING j.id, j.lease, j.attempt, j.max_attempts, j.task, j.queue, j.args::text AS args, j.run_at,
-          CASE WHEN isfinite(j.time_limit) THEN greatest(1, extract(epoch FROM j.time_limit) * 1000)::bigint END AS time_limit_ms, (j.crash_count > 0 OR j.max_crashes = 1) AS suspect
+          CASE WHEN isfinite(j.time_limit) THEN greatest(1, extract(epoch FROM j.time_limit) * 1000)::bigint END AS time_limit_ms, (j.crash_count > 0 OR j.max_crashes = 1) AS suspect,
+          CASE WHEN coalesce(j.soft_time_limit, j.cpu_limit) IS NOT NULL OR coalesce(j.memory_limit, j.output_limit, j.max_processes) IS NOT NULL THEN
+              json_build_object('soft_ms', CASE WHEN isfinite(j.soft_time_limit) THEN greatest(1, extract(epoch FROM j.soft_time_limit) * 1000)::bigint END,
+                                'cpu_ms', CASE WHEN isfinite(j.cpu_limit) THEN greatest(1, extract(epoch FROM j.cpu_limit) * 1000)::bigint END,
+                                'memory', j.memory_limit, 'output', j.output_limit, 'processes', j.max_processes)::text END AS limits,
+          j.checkpoint::text AS checkpoint

@@ -10,9 +10,11 @@ WITH old AS (
 )
 INSERT INTO jobrunner.jobs (
     id, task, args, queue, priority, tags, meta, parent_id, unique_key, created_at, run_at, state, lease, attempt, max_attempts,
-    backoff, backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, time_limit, last_error_type, last_error, last_error_at)
+    backoff, backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, time_limit, soft_time_limit, cpu_limit,
+    memory_limit, memory_limit_on_retry, output_limit, max_processes, progress, progress_text, checkpoint, last_error_type, last_error, last_error_at)
 SELECT id, task, args, queue, priority, tags, meta, parent_id, unique_key, created_at, now(), 'queued', lease, least(attempt, 32766)::smallint,
     greatest(max_attempts, least(attempt, 32766) + 1)::smallint,
-    backoff, backoff_base, backoff_cap, backoff_jitter, 0, max_crashes, time_limit, last_error_type, last_error, last_error_at
+    backoff, backoff_base, backoff_cap, backoff_jitter, 0, max_crashes, time_limit, soft_time_limit, cpu_limit,
+    memory_limit, memory_limit_on_retry, output_limit, max_processes, progress, progress_text, checkpoint, last_error_type, last_error, last_error_at
 FROM old
 RETURNING id, queue

@@ -1,19 +1,19 @@
 -- snooze: running -> queued; the task asked to run again later; the attempt is given back.
 -- Parameters, arrays of one length: ids, leases; error_types, messages, tracebacks, fingerprints, exit_causes text[]; run_ms, cpu_ms,
---   age_ms (since the attempt ended), delay_ms (pause asked for, or NULL) bigint[].
+--   peak_memory (bytes), age_ms (since the attempt ended), delay_ms (pause asked for, or NULL) bigint[].
 -- Guard: (id, lease) and running. Returns the ids that were accepted. Locks: the rows, in id order. Index: jobs_pkey.
 -- Trap avoided: the guesses built into `state || ''` and into the bounds of f.lease (no lease is outside them) keep the planner on
 --   jobs_pkey, one probe an id in the order given, whatever the statistics say; else it may walk a whole partial index, dead entries
 --   included, or the whole table.
 WITH f AS MATERIALIZED (
     SELECT * FROM unnest(:'ids'::bigint[], :'leases'::bigint[], :'error_types'::text[], :'messages'::text[], :'tracebacks'::text[], :'fingerprints'::text[],
-                :'exit_causes'::text[], :'run_ms'::bigint[], :'cpu_ms'::bigint[], :'age_ms'::bigint[], :'delay_ms'::bigint[])
-        AS f (id, lease, error_type, message, traceback, fingerprint, exit_cause, run_ms, cpu_ms, age_ms, delay_ms)
+                :'exit_causes'::text[], :'run_ms'::bigint[], :'cpu_ms'::bigint[], :'peak_memory'::bigint[], :'age_ms'::bigint[], :'delay_ms'::bigint[])
+        AS f (id, lease, error_type, message, traceback, fingerprint, exit_cause, run_ms, cpu_ms, peak_memory, age_ms, delay_ms)
     WHERE f.lease BETWEEN 1 AND 9223372036854775806
 ), old AS MATERIALIZED (
     SELECT j.id, j.attempt, j.lease, j.worker_id, j.task, j.queue,
            now() - (f.run_ms + f.age_ms) * interval '1 millisecond' AS began_at,
-           f.error_type, f.message, f.traceback, f.fingerprint, f.exit_cause, f.run_ms, f.cpu_ms, f.delay_ms
+           f.error_type, f.message, f.traceback, f.fingerprint, f.exit_cause, f.run_ms, f.cpu_ms, f.peak_memory, f.delay_ms
     FROM jobrunner.jobs j JOIN f ON j.id = f.id AND j.lease = f.lease
     WHERE j.state || '' = 'running' AND j.cancel_requested_at IS NULL
     ORDER BY j.id
@@ -27,9 +27,9 @@ WITH f AS MATERIALIZED (
     WHERE j.id = old.id AND j.lease = old.lease AND j.state || '' = 'running'
     RETURNING j.id
 ), recorded AS (
-    INSERT INTO jobrunner.job_attempts (job_id, attempt, lease, worker_id, task, queue, started_at, outcome, error_type, message, traceback, fingerprint, exit_cause, run_ms, cpu_ms)
+    INSERT INTO jobrunner.job_attempts (job_id, attempt, lease, worker_id, task, queue, started_at, outcome, error_type, message, traceback, fingerprint, exit_cause, run_ms, cpu_ms, peak_memory)
     SELECT old.id, old.attempt, old.lease, old.worker_id, old.task, old.queue, old.began_at, 'snoozed', old.error_type, old.message,
-           old.traceback, old.fingerprint, old.exit_cause, old.run_ms, old.cpu_ms
+           old.traceback, old.fingerprint, old.exit_cause, old.run_ms, old.cpu_ms, old.peak_memory
     FROM old JOIN moved USING (id)
 )
 SELECT id FROM moved

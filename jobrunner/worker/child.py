@@ -1,96 +1,146 @@
-"""Owns running task code: one job after another, in a process that has nothing else to do.
+"""Owns a child that runs one job at a time, in a process that has nothing else to do; it may be killed at any moment.
 
-It must not touch our tables: what comes out of an attempt goes to the worker as a line of JSON.
+It must not touch our tables (but for the end of a transactional job): what comes out of an attempt goes to the worker as a line.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
-import inspect
-import json
-import sys
+import os
+import resource
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jobrunner import payload
-from jobrunner.current import JobContext, running
-from jobrunner.errors import Cancel, Fail, JobControl, Retry, Snooze
-from jobrunner.jobs import Ending
-from jobrunner.worker import wire
-from jobrunner.worker.failures import MESSAGE_LIMIT, cut, describe, storable
+from jobrunner.worker import capture, limits, wire
+from jobrunner.worker.executing import InProcess, context_of, execute, flush_streams
+from jobrunner.worker.voices import Outbox, ProcessEar, Voice
 
 if TYPE_CHECKING:
     import socket
-    from datetime import timedelta
+    from collections.abc import Mapping
 
     from jobrunner.app import JobRunner
+    from jobrunner.tasks import Task
 
-_MAX_DELAY_MS = 10 * 365 * 86_400_000  # ten years: what a task asks for must always be a time the database can store
+ADDRESS_SPACE_FACTOR = 4  # times the memory limit that a job may map more than is mapped: threads and files map much, and use little
+ADDRESS_SPACE_LEAST = 1 << 30  # bytes more than the memory limit, at least
+CPU_MARGIN = 1  # seconds after which the kernel's own CPU limit follows ours
 
 
-def serve(jobs: JobRunner, inbox: socket.socket, outbox: socket.socket) -> None:
-    """Run jobs until the inbox closes. One asyncio runner serves all `async def` tasks of this process."""
+class Channels(NamedTuple):
+    """The child's ends of what ties it to its worker.
+
+    Attributes:
+        inbox: jobs, one a datagram.
+        outbox: lines about them.
+        orders: what the worker says about a running job.
+        pipes: for file descriptors 1 and 2, where they lead when they are caught.
+    """
+
+    inbox: socket.socket
+    outbox: socket.socket
+    orders: socket.socket
+    pipes: Mapping[int, int]
+
+
+class Recycling(NamedTuple):
+    """When a child makes room for a fresh one, between two jobs; None for never."""
+
+    max_jobs: int | None = None
+    max_memory: int | None = None
+
+
+def serve(jobs: JobRunner, channels: Channels, recycling: Recycling) -> None:
+    """Run jobs until the inbox closes or this process has had enough of them."""
+    outbox = Outbox(channels.outbox)
+    capture.install(outbox)
     with asyncio.Runner() as runner:
-        while data := wire.receive_job(inbox):
-            line = execute(jobs, wire.decode_job(data), runner)
-            _flush()
-            outbox.sendall(line)
+        child = _Child(jobs, channels, outbox, runner)
+        count = 0
+        while data := wire.receive_job(channels.inbox):
+            line = child.run(wire.decode_job(data))
+            count += 1
+            flush_streams()
+            reason = child.reason_to_leave(count, recycling)
+            outbox.send(line)
+            if reason is not None:
+                outbox.send(["retire", reason])
+                return
 
 
-def execute(jobs: JobRunner, job: wire.Assignment, runner: asyncio.Runner) -> bytes:
-    """One attempt, from arguments to a line for the worker: `[id, lease, ending, …, run_ms, cpu_ms]`. Never raises."""
-    began, cpu = time.monotonic(), time.process_time()
-    try:
-        result = _call(jobs, job, runner)
-        ending: list[Any] = ["ok", result]
-    except JobControl as control:
-        ending = _controlled(control)
-    except BaseException as error:  # noqa: BLE001  whatever task code raises ends its attempt, never the worker
-        ending = [Ending.RETRY, *describe(error), "exception", None]
-    run_ms, cpu_ms = round((time.monotonic() - began) * 1000), round((time.process_time() - cpu) * 1000)
-    return json.dumps([job.id, job.lease, *ending, run_ms, cpu_ms]).encode() + b"\n"
+class _Child:
+    def __init__(self, jobs: JobRunner, channels: Channels, outbox: Outbox, runner: asyncio.Runner) -> None:
+        self.jobs, self.outbox = jobs, outbox
+        self.ear = ProcessEar(channels.orders)
+        self.calls = InProcess(runner, self.ear)
+        self.memory = limits.PeakMemory()
+        self.redirected = capture.Redirected(outbox, dict(channels.pipes))
+
+    def run(self, job: wire.Assignment) -> list[Any]:
+        task = self.jobs.registry.find(job.task)
+        context = context_of(task, job, Voice(self.outbox, self.ear, job))
+        caught = self._begin(task, job, context)
+        self.ear.began(context)
+        try:
+            return execute(self.jobs, context, job, _Spent(self.memory), self.calls.call(context))
+        finally:
+            self.ear.ended(context)
+            if job.limits:
+                limits.set_cpu_seconds(None)
+                limits.set_address_space(None)
+            if caught:
+                flush_streams()
+                self.redirected.end()
+
+    def _begin(self, task: Task[..., Any] | None, job: wire.Assignment, context: Any) -> bool:
+        """Set what the kernel is asked to hold, and catch the output if anybody wants it."""
+        bounds = job.limits or {}
+        cpu_ms, memory = bounds.get("cpu_ms"), bounds.get("memory")
+        if cpu_ms is not None:
+            limits.set_cpu_seconds(-(-cpu_ms // 1000) + CPU_MARGIN)
+        if memory is not None and (mapped := limits.address_space_bytes()) is not None:
+            limits.set_address_space(mapped + max(memory * ADDRESS_SPACE_FACTOR, memory + ADDRESS_SPACE_LEAST))
+        keep = task is not None and task.running.capture_output
+        if keep or bounds.get("output") is not None:
+            self.redirected.begin(context, keep=keep)
+            return True
+        return False
+
+    def reason_to_leave(self, count: int, recycling: Recycling) -> str | None:
+        """Why a fresh child should take over: enough jobs, too much memory, processes that the last job left behind."""
+        if leaves_processes():
+            return "left processes"
+        if recycling.max_jobs is not None and count >= recycling.max_jobs:
+            return "jobs"
+        if recycling.max_memory is not None and (self.memory.resident_bytes() or 0) > recycling.max_memory:
+            return "memory"
+        return None
 
 
-def _call(jobs: JobRunner, job: wire.Assignment, runner: asyncio.Runner) -> str | None:
-    task = jobs.registry.get(job.task)
-    context = JobContext(id=job.id, task=job.task, queue=job.queue, attempt=job.attempt, max_attempts=job.max_attempts, lease=job.lease)
-    with jobs.execution_context(), running(context):
-        args, kwargs = payload.decode_args(task, job.args)
-        value = task.fn(*args, **kwargs)
-        if inspect.isawaitable(value):
-            # the runner has a context of its own, in which no job would be current
-            value = runner.run(_await(value), context=contextvars.copy_context())
-        return None if value is None else payload.encode_result(value, jobs.max_result_bytes)
+class _Spent:
+    """Wall, CPU and peak memory of an attempt that has the process to itself; the CPU of processes that it waited for included."""
+
+    def __init__(self, memory: limits.PeakMemory) -> None:
+        self._memory = memory
+        memory.reset()
+        self._children = _children_cpu()
+        self._began, self._cpu = time.monotonic(), time.process_time()
+
+    def read(self) -> tuple[int, int | None, int | None]:
+        wall, cpu = time.monotonic() - self._began, time.process_time() - self._cpu + _children_cpu() - self._children
+        return round(wall * 1000), round(cpu * 1000), self._memory.peak_bytes()
 
 
-async def _await(value: Any) -> Any:
-    return await value
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
-def _controlled(control: JobControl) -> list[Any]:
-    message = cut(storable(str(getattr(control, "message", ""))), MESSAGE_LIMIT) or None
-    name = type(control).__name__
-    match control:
-        case Retry():
-            return [Ending.RETRY, f"jobrunner.{name}", message, None, None, "exception", _delay_ms(control.delay)]
-        case Snooze():
-            return [Ending.SNOOZE, None, message, None, None, None, _delay_ms(control.delay)]
-        case Cancel():
-            return [Ending.ABORT, None, message, None, None, "cancelled", None]
-        case Fail():
-            return [Ending.FAIL, f"jobrunner.{name}", message, None, None, "exception", None]
-        case _:
-            return [Ending.RETRY, *describe(control), "exception", None]
-
-
-def _delay_ms(delay: timedelta | None) -> int | None:
-    return None if delay is None else min(int(delay.total_seconds() * 1000), _MAX_DELAY_MS)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        # a task may have closed or replaced them
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
+def leaves_processes() -> bool:
+    """Collect the dead children of this process; whether living ones are left. This process adopts what its own children leave."""
+    while True:
+        try:
+            if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is None:
+                return True
+        except ChildProcessError:
+            return False

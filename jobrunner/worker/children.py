@@ -1,19 +1,27 @@
-"""Owns what a worker knows about one child process: its sockets, the jobs it was given, why it is being ended.
+"""Owns what a worker knows about one child process: its sockets, the jobs it was given, why one of them is being ended.
 
-It must not decide; the pool does.
+It must not decide; lanes, pool and enforcer do.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import socket
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobrunner.jobs import Ending, Unsuccessful
+from jobrunner.worker import wire
 
 if TYPE_CHECKING:
-    import socket
+    from collections.abc import Iterator
 
     from jobrunner.jobs import ClaimedJob
+    from jobrunner.worker.cgroups import Group
+
+PROCESS, THREADS, ASYNC = "process", "threads", "async"  # the ways in which a child runs its jobs
 
 AHEAD = 0.02  # seconds of work a child may have waiting: covers a round trip to the database, and is taken back when it grows old
 MAX_AHEAD = 64  # jobs waiting at a child, at most
@@ -24,7 +32,7 @@ _SMOOTHING = 0.2  # weight of the newest run time in a child's running mean
 
 @dataclass(slots=True)
 class Kill:
-    """Why a child is being ended, and when the hard signal follows."""
+    """Why an attempt is being ended by force, and when the hard signal follows."""
 
     ending: Ending
     error_type: str | None
@@ -33,56 +41,192 @@ class Kill:
     hard_at: float
 
 
+@dataclass(slots=True)
+class Stop:
+    """Somebody asked an attempt to end: first it is told, then interrupted, then killed."""
+
+    reason: str
+    ending: Ending
+    interrupt_at: float
+    kill_at: float
+    interrupted: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One job that a child was given.
+
+    Attributes:
+        since: when it began, as far as the worker can tell; 0 while it waits behind another.
+        recorded: whether the database knows that it has begun.
+        softened: whether it was interrupted for its soft time limit.
+        cpu_base: CPU milliseconds that its process had used before.
+        peak: most resident bytes seen of all its processes together.
+        lines, log_bytes: what is in its log already.
+        keep_output: whether what it prints goes into its log; None while its output is not caught.
+        output: bytes it has printed.
+    """
+
+    job: ClaimedJob
+    limits: dict[str, int | None] | None = None
+    since: float = 0.0
+    recorded: bool = False
+    softened: bool = False
+    stop: Stop | None = None
+    kill: Kill | None = None
+    cpu_base: int = 0
+    peak: int = 0
+    lines: int = 0
+    log_bytes: int = 0
+    keep_output: bool | None = None
+    output: int = 0
+
+    @classmethod
+    def of(cls, job: ClaimedJob) -> Run:
+        """A job that is about to be handed out."""
+        return cls(job, json.loads(job.limits) if job.limits else None)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it goes only to an idle child, and nothing waits behind it: its limits are set on the whole process."""
+        return self.limits is not None or self.job.suspect
+
+
 @dataclass(slots=True, eq=False)
 class Child:
-    """One child process and the jobs it was given; the first of `jobs` is the one it runs."""
+    """One child process and the jobs it was given, in that order.
 
-    slot: int
+    Attributes:
+        number: of this child in its worker; never used again.
+        kind, capacity: how it runs jobs, and how many at once.
+        inbox_there: the child's end of its inbox: jobs that it has not read are taken back from it.
+        reserved: a suspect job that waits for its start to be recorded.
+        mean: of recent run times, in seconds; a new child gets one job until it is known.
+        retired: it takes no more jobs and leaves when the last is done.
+        leave_at: when a retired child is killed though jobs still run; None for whenever they end.
+        outputs: read ends of what it prints while that is caught, by file descriptor 1 and 2.
+        cpu_told: CPU milliseconds of the jobs that it has finished.
+    """
+
+    number: int
+    kind: str
+    capacity: int
     inbox: socket.socket
-    inbox_there: socket.socket  # the child's end: unread jobs are taken back from it
+    inbox_there: socket.socket
     outbox: socket.socket
+    orders: socket.socket
+    outputs: dict[int, int]
     pid: int | None = None
-    jobs: dict[int, ClaimedJob] = field(default_factory=dict)
-    since: float = 0.0  # when the job it runs was begun
-    recorded: bool = False  # whether the database knows that it has begun
-    reserved: ClaimedJob | None = None  # a suspect job that waits for its start to be recorded
-    mean: float = 1.0  # of recent run times, in seconds; a new child gets one job until it is known
-    kill: Kill | None = None
+    runs: dict[int, Run] = field(default_factory=dict)
+    reserved: ClaimedJob | None = None
+    mean: float = 1.0
+    retired: bool = False
+    leave_at: float | None = None
     deaf: bool = False  # it closed its side of the outbox
     buffer: bytearray = field(default_factory=bytearray)
+    rests: dict[int, bytes] = field(default_factory=dict)
+    group: Group | None = None
+    grouped: tuple[int | None, int | None] = (None, None)  # limits set on the group: memory, processes
+    oom_kills: int = 0
+    sampled_at: float = 0.0
+    memory: int = 0
+    cpu_told: int = 0
 
     @property
     def idle(self) -> bool:
-        """Ready for a job now."""
-        return not self.jobs and self.reserved is None and self.pid is not None and self.kill is None
+        """Ready for a job now, with nothing else to do."""
+        return not self.runs and self.reserved is None and self.pid is not None and not self.retired
+
+    def active(self) -> Iterator[Run]:
+        """The jobs that it runs; in a child that runs one at a time the others wait behind the first."""
+        if self.kind == PROCESS:
+            first = next(iter(self.runs.values()), None)
+            if first is not None:
+                yield first
+        else:
+            yield from self.runs.values()
+
+    @property
+    def killed(self) -> bool:
+        """Whether it is being ended for one of its jobs."""
+        return any(run.kill is not None for run in self.runs.values())
 
     def room(self, now: float) -> int:
         """How many more jobs it should have: one when idle, more while its jobs are short, none behind a long one."""
-        if self.pid is None or self.kill is not None or self.reserved is not None:
+        if self.pid is None or self.retired or self.reserved is not None or self.killed:
             return 0
-        if self.jobs and (now - self.since > STALE or next(iter(self.jobs.values())).suspect):
+        first = next(iter(self.runs.values()), None)
+        if first is not None and first.alone and (self.kind == PROCESS or first.job.suspect):
             return 0
-        return max(0, min(MAX_AHEAD, max(1, int(AHEAD / max(self.mean, 1e-6)))) - len(self.jobs))
+        if self.kind != PROCESS:
+            return self.capacity - len(self.runs)
+        if first is not None and now - first.since > STALE:
+            return 0
+        return max(0, min(MAX_AHEAD, max(1, int(AHEAD / max(self.mean, 1e-6)))) - len(self.runs))
 
     def learn(self, run_ms: int) -> None:
         """Take a finished job's run time into the mean."""
         seconds = run_ms / 1000
         self.mean = self.mean + _SMOOTHING * (seconds - self.mean) if self.mean < 1.0 else seconds
 
+    def order(self, run: Run, reason: str, *, interrupt: bool) -> None:
+        """Tell it about one of its jobs."""
+        wire.send_order(self.orders, wire.Order(run.job.id, run.job.lease, reason, interrupt))
+
+    def unread(self) -> Iterator[ClaimedJob]:
+        """Take back the jobs that it has not read."""
+        while True:
+            try:
+                data = wire.receive_job(self.inbox_there, socket.MSG_DONTWAIT)
+            except (BlockingIOError, ConnectionError):
+                return
+            if not data:
+                return
+            run = self.runs.pop(wire.job_id(data), None)
+            if run is not None:
+                yield run.job
+
     def close(self) -> None:
-        """Close this side's sockets."""
-        for end in (self.inbox, self.inbox_there, self.outbox):
+        """Close this side's ends."""
+        for end in (self.inbox, self.inbox_there, self.outbox, self.orders):
             end.close()
+        for descriptor in self.outputs.values():
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self.outputs.clear()
 
 
-def died(job: ClaimedJob, kill: Kill | None, cause: str, since: float, now: float) -> Unsuccessful:
+def connect() -> tuple[dict[str, Any], tuple[int, ...], list[Any]]:
+    """The ends of a new child's channels.
+
+    Returns:
+        The worker's ends as fields of `Child`; the child's descriptors (inbox, outbox, orders, stdout, stderr); and what has to be
+        closed here once they are sent, as functions.
+    """
+    inbox, inbox_there = socket.socketpair(socket.AF_UNIX, wire.JOB_SOCKET)
+    outbox, outbox_there = socket.socketpair()
+    orders, orders_there = socket.socketpair(socket.AF_UNIX, wire.JOB_SOCKET)
+    outbox.setblocking(False)  # noqa: FBT003  the standard library's signature
+    pipes = {number: os.pipe() for number in (1, 2)}
+    for read, _ in pipes.values():
+        os.set_blocking(read, False)
+    fields = {
+        "inbox": inbox, "inbox_there": inbox_there, "outbox": outbox, "orders": orders,
+        "outputs": {number: read for number, (read, _) in pipes.items()},
+    }  # fmt: skip
+    writes = [write for _, write in pipes.values()]
+    theirs = (inbox_there.fileno(), outbox_there.fileno(), orders_there.fileno(), *writes)
+    return fields, theirs, [outbox_there.close, orders_there.close, *(lambda end=end: os.close(end) for end in writes)]
+
+
+def died(run: Run, kill: Kill | None, cause: str, now: float, *, cpu_ms: int | None = None, peak: int | None = None) -> Unsuccessful:
     """The outcome of a job whose process is dead: as `kill` says when we ended it, otherwise a crash."""
-    run_ms = max(0, round((now - since) * 1000))
+    job = run.job
+    run_ms = max(0, round((now - run.since) * 1000)) if run.since else 0
+    spent: dict[str, Any] = {"run_ms": run_ms, "cpu_ms": cpu_ms, "ended_at": now, "peak_memory": max(run.peak, peak or 0) or None}
     if kill is not None:
-        return Unsuccessful(
-            kill.ending, job.id, job.lease, kill.error_type, kill.message, exit_cause=kill.exit_cause, run_ms=run_ms, ended_at=now
-        )
+        return Unsuccessful(kill.ending, job.id, job.lease, kill.error_type, kill.message, exit_cause=kill.exit_cause, **spent)
     message = f"the process running the job died ({cause})"
     return Unsuccessful(
-        Ending.CRASH, job.id, job.lease, "jobrunner.errors.WorkerProcessDied", message, exit_cause=cause, run_ms=run_ms, ended_at=now
+        Ending.CRASH, job.id, job.lease, "jobrunner.errors.WorkerProcessDied", message, exit_cause=cause, **spent
     )

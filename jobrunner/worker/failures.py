@@ -9,6 +9,7 @@ import traceback as tb
 from typing import NamedTuple
 
 from jobrunner.fingerprint import fingerprint
+from jobrunner.texts import cut, storable
 
 MESSAGE_LIMIT = 16_000  # characters of a message kept: head and tail
 TRACEBACK_LIMIT = 64_000  # characters of a traceback kept: head and tail
@@ -40,20 +41,6 @@ def describe(error: BaseException) -> Failure:
         name = storable(type(error).__name__)
         message = f"the exception could not be described: describing it raised {type(second).__name__}"
         return Failure(name, message, "", fingerprint(name, message))
-
-
-def storable(text: str) -> str:
-    """`text` without what PostgreSQL's text cannot hold: NUL and lone surrogates become their escapes."""
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def cut(text: str, limit: int) -> str:
-    """At most about `limit` characters: two thirds of them from the head, the rest from the tail, the gap counted."""
-    if len(text) <= limit:
-        return text
-    head = limit * 2 // 3
-    tail = limit - head
-    return f"{text[:head]}\n… {len(text) - limit:,} characters cut …\n{text[-tail:]}"
 
 
 def _message(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from jobrunner.jobs import Ending, Outcome, Succeeded, Unsuccessful
+from jobrunner.jobs import Ended, Ending, Outcome, Settled, Succeeded, Unsuccessful
 from jobrunner.store import Store, is_transient
 from jobrunner.worker.log import logger
 
@@ -27,21 +27,35 @@ class Finisher:
         self.succeeded_count = 0
         self.failed_count = 0
         self._in_doubt: set[tuple[int, int]] = set()
+        self._settled: set[tuple[int, int]] = set()
 
-    def write(self, store: Store, outcomes: Sequence[Outcome]) -> None:
-        """Write `outcomes` in one transaction; one by one when PostgreSQL refuses the batch for what is in it.
+    def write(self, store: Store, ended: Sequence[Ended]) -> None:
+        """Write the outcomes among `ended` in one transaction; one by one when PostgreSQL refuses the batch for what is in it.
 
         Raises:
             psycopg.Error: a transient one; nothing is known to be written, call again with the same outcomes.
         """
+        self._count_settled([outcome for outcome in ended if isinstance(outcome, Settled)])
+        outcomes: list[Outcome] = [outcome for outcome in ended if not isinstance(outcome, Settled)]
         try:
-            refused = store.finish(outcomes)
+            refused = store.finish(outcomes) if outcomes else []
         except psycopg.Error as error:
             if is_transient(error):
                 self._in_doubt.update((outcome.id, outcome.lease) for outcome in outcomes)
                 raise
             refused = [lost for outcome in outcomes for lost in self._write_one(store, outcome)]
         self._count(outcomes, refused)
+        self._settled.clear()
+
+    def _count_settled(self, settled: Sequence[Settled]) -> None:
+        for outcome in settled:
+            if (outcome.id, outcome.lease) in self._settled:
+                continue  # the batch was tried before
+            self._settled.add((outcome.id, outcome.lease))
+            self.succeeded_count += outcome.succeeded
+            if not outcome.succeeded:
+                facts = {"job": outcome.id, "lease": outcome.lease}
+                logger.warning("transaction rolled back: the attempt has been superseded", extra=facts)
 
     def _write_one(self, store: Store, outcome: Outcome) -> list[Outcome]:
         """Write one outcome, or what can be said of it. Returns it when it was refused."""

@@ -5,6 +5,7 @@ It must not touch jobs. It runs in its own thread, so that neither a long claim 
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,9 @@ import psycopg
 from jobrunner import clock
 from jobrunner.connecting import connect
 from jobrunner.errors import DatabaseUnreachable
+from jobrunner.jobs import WorkerSight
 from jobrunner.store import Store
+from jobrunner.worker import procfs
 from jobrunner.worker.limits import resident_bytes
 from jobrunner.worker.log import logger
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 _BEATS = 3  # per lease: two may be lost before it is in danger
 _RETRY = 1.0  # seconds between attempts to reach a database that does not answer
+NEWS = 2.0  # seconds at least between two beats when what the worker runs has changed
 
 
 class Heartbeat(threading.Thread):
@@ -45,17 +49,24 @@ class Heartbeat(threading.Thread):
         ends: float,
         *,
         counts: Callable[[], WorkerCounts],
+        running: Callable[[], str],
         extended: Callable[[float], None],
     ) -> None:
         super().__init__(name="jobrunner-heartbeat", daemon=True)
         self.dsn, self.worker_id, self.lease, self.ends = dsn, worker_id, lease, ends
         self.lost = False
-        self._counts, self._extended = counts, extended
+        self._counts, self._running, self._extended = counts, running, extended
         self._stop = threading.Event()
+        self._news = threading.Event()
 
     def stop(self) -> None:
         """End the thread; the lease is left to expire or to `stop_worker`."""
         self._stop.set()
+        self._news.set()
+
+    def news(self) -> None:
+        """What the worker runs has changed: beat soon, so that `v_workers` shows it."""
+        self._news.set()
 
     def run(self) -> None:
         """Beat until stopped; any number of broken connections on the way."""
@@ -72,9 +83,13 @@ class Heartbeat(threading.Thread):
     def _beat(self, store: Store, pause: float) -> None:
         while not self._stop.is_set():
             sent = clock.monotonic()
-            if not store.heartbeat(self.worker_id, self.lease, resident_bytes(), self._counts()):
+            sight = WorkerSight(resident_bytes(), procfs.proportional_bytes(os.getpid()), self._running())
+            if not store.heartbeat(self.worker_id, self.lease, sight, self._counts()):
                 self.lost = True
                 return
             self.ends = sent + self.lease.total_seconds()
             self._extended(self.ends)
-            self._stop.wait(pause)
+            soon = min(NEWS, pause)
+            if not self._stop.wait(soon):
+                self._news.wait(pause - soon)
+            self._news.clear()

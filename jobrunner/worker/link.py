@@ -16,18 +16,21 @@ import psycopg
 from jobrunner import clock
 from jobrunner.connecting import connect
 from jobrunner.errors import DatabaseUnreachable
-from jobrunner.jobs import Ending, Outcome, Unsuccessful
+from jobrunner.jobs import Ended, Ending, Unsuccessful
 from jobrunner.store import Store, is_transient
-from jobrunner.worker.claimer import Claimer, Room
+from jobrunner.worker import notebook
+from jobrunner.worker.claimer import Room
 from jobrunner.worker.finisher import Finisher
 from jobrunner.worker.log import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from psycopg import Connection
 
+    from jobrunner.jobs import ClaimedJob, LogLine, Note
     from jobrunner.settings import Dsn
+    from jobrunner.worker.claimer import Claimer
 
 MAINTENANCE = 1.0  # seconds between looks for lost workers and cancellations
 PARTITIONS = 3600.0  # seconds between looks at partitions
@@ -37,19 +40,24 @@ _BATCH = 1000  # outcomes of one transaction
 
 
 class Link(threading.Thread):
-    """Rounds of finish, claim and maintenance on one connection that may break at any time."""
+    """Rounds of finish, claim and maintenance on one connection that may break at any time.
 
-    def __init__(self, dsn: Dsn, worker_id: int, claimer: Claimer, wake_main: Callable[[], None]) -> None:
+    Args:
+        claimers: one for each lane of the pool, in the same order.
+    """
+
+    def __init__(self, dsn: Dsn, worker_id: int, claimers: Sequence[Claimer], wake_main: Callable[[], None]) -> None:
         super().__init__(name="jobrunner-link", daemon=True)
-        self.dsn, self.worker_id, self.claimer = dsn, worker_id, claimer
+        self.dsn, self.worker_id, self.claimers = dsn, worker_id, claimers
         self.finisher = Finisher()
         self.events: deque[tuple[str, Any]] = deque()
         self.fatal: BaseException | None = None
         self._wake_main = wake_main
         self._condition = threading.Condition()
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[Ended] = []
         self._starts: list[tuple[int, int, float]] = []
-        self._room = Room(0)
+        self._rooms = [Room(0) for _ in claimers]
+        self._notebook = notebook.Notebook()
         self._claims = 0
         self._claiming = True
         self._closing = False
@@ -63,19 +71,28 @@ class Link(threading.Thread):
 
     # -- from other threads
 
-    def exchange(self, outcomes: list[Outcome], starts: list[tuple[int, int, float]], room: Room, seen: int) -> None:
+    def exchange(self, outcomes: list[Ended], starts: list[tuple[int, int, float]], rooms: list[Room], seen: int) -> None:
         """The main loop hands over what happened and how much it can take.
 
         Args:
-            seen: how many claims the main loop has taken in; `room` counts only when that is all of them, or the same room
+            rooms: of each lane.
+            seen: how many claims the main loop has taken in; `rooms` count only when that is all of them, or the same room
                 would be filled twice.
         """
         with self._condition:
             self._outcomes += outcomes
             self._starts += starts
             if seen == self._claims:
-                self._room = room
-            if outcomes or starts or room.total > 0:
+                self._rooms = rooms
+            if outcomes or starts or any(room.total > 0 for room in rooms):
+                self._condition.notify()
+
+    def hear(self, notes: Sequence[Note], lines: Sequence[LogLine]) -> None:
+        """What running jobs say of themselves; it is written before the ends that are handed over after it."""
+        with self._condition:
+            fresh = not self._notebook
+            self._notebook.add(notes, lines)
+            if fresh:
                 self._condition.notify()
 
     def wake(self) -> None:
@@ -103,9 +120,9 @@ class Link(threading.Thread):
             self._held.clear()
 
     def unwritten(self) -> int:
-        """Outcomes that are not in the database yet."""
+        """Outcomes and words of jobs that are not in the database yet."""
         with self._condition:
-            return len(self._outcomes)
+            return len(self._outcomes) + bool(self._notebook)
 
     # -- the thread
 
@@ -114,7 +131,7 @@ class Link(threading.Thread):
         while True:
             with self._condition:
                 self._condition.wait_for(self._has_work, timeout=self._patience())
-                if self._closing and not self._outcomes:
+                if self._closing and not self._outcomes and not self._notebook:
                     break
             try:
                 self._round()
@@ -132,13 +149,17 @@ class Link(threading.Thread):
     def _has_work(self) -> bool:
         if self._outcomes or self._starts or self._closing:
             return True
-        return self._claiming and self._room.total > 0 and (self._woken or clock.monotonic() >= self.claimer.next_at)
+        return any(self._woken or clock.monotonic() >= claimer.next_at for claimer in self._with_room())
+
+    def _with_room(self) -> list[Claimer]:
+        """The claimers of lanes that want more jobs."""
+        return [claimer for claimer, room in zip(self.claimers, self._rooms, strict=True) if self._claiming and room.total > 0]
 
     def _patience(self) -> float:
         now = clock.monotonic()
-        times = [self._maintain_at]
-        if self._claiming and self._room.total > 0:
-            times.append(self.claimer.next_at)
+        times = [self._maintain_at, *(claimer.next_at for claimer in self._with_room())]
+        if self._notebook.due_at is not None:
+            times.append(self._notebook.due_at)
         return max(0.0, min(times) - now)
 
     def _round(self) -> None:
@@ -150,6 +171,7 @@ class Link(threading.Thread):
             with self._condition:
                 del self._starts[: len(starts)]
             self._tell("started", ({job_id for job_id, _, _ in starts}, begun))
+        self._write_words(store, at_once=bool(outcomes) or self._closing)
         if outcomes:
             self.finisher.write(store, outcomes)
             with self._condition:
@@ -162,23 +184,48 @@ class Link(threading.Thread):
         if now >= self._maintain_at:
             self._maintain(store, now)
 
+    def _write_words(self, store: Store, *, at_once: bool) -> None:
+        """Write what jobs said: before any end that is about to be written, else when it has waited long enough."""
+        with self._condition:
+            due = self._notebook.due_at
+            if due is None or (not at_once and clock.monotonic() < due):
+                return
+            notes, lines = self._notebook.take()
+        try:
+            superseded = notebook.write(store, notes, lines)
+        except BaseException:
+            with self._condition:
+                self._notebook.put_back(notes, lines)
+            raise
+        for note in superseded:
+            self._tell("superseded", (note.id, note.lease))
+
     def _claim(self, store: Store) -> None:
         with self._condition:
             if self._woken:
                 self._woken = False
-                self.claimer.wake()
-            if not self._claiming or self._room.total <= 0 or clock.monotonic() < self.claimer.next_at:
+                for claimer in self.claimers:
+                    claimer.wake()
+            now = clock.monotonic()
+            due = [claimer.next_at <= now for claimer in self.claimers]
+            if not self._claiming or not any(ready and room.total > 0 for ready, room in zip(due, self._rooms, strict=True)):
                 return
-            room = Room(self._room.total, dict(self._room.by_queue))
+            rooms = [Room(room.total, dict(room.by_queue)) for room in self._rooms]
         worker_id = self.worker_id
-        jobs = self.claimer.claim(store, worker_id, room)
+        by_queue = rooms[0].by_queue
+        claimed: list[list[ClaimedJob]] = []
+        for claimer, room, ready in zip(self.claimers, rooms, due, strict=True):
+            room.by_queue = by_queue  # what one lane takes of a bounded queue, the next cannot
+            jobs = claimer.claim(store, worker_id, room) if ready and room.total > 0 else []
+            by_queue = room.by_queue
+            for job in jobs:
+                self._held[job.id] = job.lease
+            claimed.append(jobs)
         with self._condition:
             self._claims += 1
-            self._room = Room(0)  # until the main loop has taken these in and says how much is left
-        for job in jobs:
-            self._held[job.id] = job.lease
-        self._tell("claimed", (worker_id, jobs))
-        if self.claimer.idle:
+            self._rooms = [Room(0) for _ in self.claimers]  # until the main loop has taken these in and says how much is left
+        self._tell("claimed", (worker_id, claimed))
+        if all(claimer.idle for claimer in self.claimers):
             self._tell("idle", None)
 
     def _maintain(self, store: Store, now: float) -> None:
@@ -187,7 +234,8 @@ class Link(threading.Thread):
         for worker in lost:
             logger.warning("rescued the jobs of a lost worker", extra={"worker": worker.name, "worker_id": worker.id, "jobs": count})
         if count:
-            self.claimer.wake()
+            for claimer in self.claimers:
+                claimer.wake()
         if self._held:
             cancelled = [held.id for held in store.held_jobs(self.worker_id) if held.cancel_requested]
             if cancelled:

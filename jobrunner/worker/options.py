@@ -31,6 +31,10 @@ class WorkerOptions:
         app: the application's address for `jobrunner.loading.load`, or None for its defaults.
         queues: (name, jobs of it at once in this worker, or None for no bound), all served by priority.
         slots: jobs at once, each in its own process.
+        threads: when above 0, jobs run in so many threads of one process, and `slots` counts for nothing.
+        async_slots: when above 0, `async def` tasks run in so many slots of one event loop, in a process of their own.
+        max_jobs_per_child, max_memory_per_child: after so many jobs, or above so many resident bytes, a child process is replaced
+            by a fresh one, between two jobs.
         name: shown in `v_workers`; default `host:pid`.
         kind: `daemon`, `drain`, …; see the workers table.
         drain: leave when nothing is due and nothing runs.
@@ -45,6 +49,10 @@ class WorkerOptions:
     app: str | None = None
     queues: tuple[tuple[str, int | None], ...] = ((DEFAULT_QUEUE, None),)
     slots: int = field(default_factory=default_slots)
+    threads: int = 0
+    async_slots: int = 0
+    max_jobs_per_child: int | None = None
+    max_memory_per_child: int | None = None
     name: str | None = None
     kind: str = "daemon"
     drain: bool = False
@@ -64,6 +72,10 @@ class WorkerOptions:
             or len(set(names)) < len(names)
             or any(not name or (limit is not None and limit < 1) for name, limit in self.queues),
             "concurrency": self.slots < 1,
+            "threads": self.threads < 0,
+            "async-slots": self.async_slots < 0,
+            "max-jobs-per-child": self.max_jobs_per_child is not None and self.max_jobs_per_child < 1,
+            "max-memory-per-child": self.max_memory_per_child is not None and self.max_memory_per_child < 1,
             "lease": self.lease < _MIN_LEASE,
             "poll": self.poll <= timedelta(0),
             "max-jobs": self.max_jobs is not None and self.max_jobs < 1,
@@ -77,6 +89,11 @@ class WorkerOptions:
                 )
 
     @property
+    def all_slots(self) -> int:
+        """Jobs at once, of all kinds."""
+        return (self.threads or self.slots) + self.async_slots
+
+    @property
     def shown_name(self) -> str:
         """The name under which the worker shows."""
         return self.name or f"{socket.gethostname()}:{os.getpid()}"
@@ -85,6 +102,10 @@ class WorkerOptions:
 _HINTS = {
     "queues": "name each queue once, with a positive bound if any: --queues mail:4,default",
     "concurrency": "at least 1",
+    "threads": "how many; 0 is none",
+    "async-slots": "how many; 0 is none",
+    "max-jobs-per-child": "at least 1",
+    "max-memory-per-child": "bytes, or text such as 512MB",
     "lease": "at least 1 second; the default is 30",
     "poll": "above 0 seconds; the default is 1",
     "max-jobs": "at least 1",

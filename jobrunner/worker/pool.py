@@ -1,4 +1,4 @@
-"""Owns the children: who runs what, handing out jobs, taking them back, killing, and what a death means.
+"""Owns the children of one worker: the template that forks them, what they say, their deaths and what a death means.
 
 It must not talk to the database nor decide what to claim. All of it runs in the worker's main thread.
 """
@@ -7,142 +7,182 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import selectors
 import signal
-import socket
-import subprocess
-import sys
-from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobrunner import clock
-from jobrunner.errors import AppImportError
-from jobrunner.jobs import ClaimedJob, Ending, Outcome, Succeeded, Unsuccessful
-from jobrunner.worker import wire
-from jobrunner.worker.children import KILL_AFTER, STALE, Child, Kill, died
+from jobrunner.jobs import Ended, Ending, LogLine, Note, Settled, Succeeded, Unsuccessful
+from jobrunner.worker import cgroups, children
+from jobrunner.worker.children import ASYNC, KILL_AFTER, PROCESS, THREADS, Child, Kill, Run, died
+from jobrunner.worker.enforcer import STOP_PATIENCE, Enforcer, over_memory
+from jobrunner.worker.forking import Forking
+from jobrunner.worker.lanes import Lane
 from jobrunner.worker.log import logger
+from jobrunner.worker.outputs import Logbook, Outputs
+from jobrunner.worker.wire import DONE, LOST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from jobrunner.jobs import ClaimedJob
+
+_XCPU = f"signal {int(signal.SIGXCPU)}"  # how a process dies that the kernel ends for its CPU time
+
+
+class Shape(NamedTuple):
+    """How a pool runs jobs.
+
+    Attributes:
+        processes: children that run one job at a time.
+        threads: when above 0, jobs run in so many threads of one child instead.
+        coroutines: when above 0, `async def` tasks run in so many slots of one event loop instead.
+        max_jobs, max_memory: of one child, after which a fresh one takes its place between jobs; None for no bound.
+    """
+
+    processes: int
+    threads: int = 0
+    coroutines: int = 0
+    max_jobs: int | None = None
+    max_memory: int | None = None
 
 
 class Pool:
-    """The children of one worker, forked by its template process."""
+    """The children of one worker, forked by its template process.
 
-    def __init__(self, app: str | None, dsn: str, slots: int) -> None:
-        self.app, self.dsn, self.slots = app, dsn, slots
-        self.children: dict[int, Child] = {}  # by slot
-        self.backlog: deque[ClaimedJob] = deque()
-        self.outcomes: list[Outcome] = []
+    Args:
+        selector: the main loop's; whatever a child can be heard on is registered there with a function to call.
+    """
+
+    def __init__(self, app: str | None, dsn: str, shape: Shape, selector: selectors.BaseSelector) -> None:
+        self.app, self.dsn, self.shape = app, dsn, shape
         self.crashed_count = 0
         self.stopping = False
-        self._fork_at: dict[int, float] = {}
+        self.notes: list[Note] = []
+        self.template_died = False
+        self._ended: list[Ended] = []
+        self._selector = selector
+        self._numbers = 0
+        self._logbook = Logbook()
+        self.enforcer = Enforcer(self._signal, self._interrupt, lambda child: self._lane_of(child).take_back(child))
+        self._outputs = Outputs(self._logbook, self.enforcer.exceeded_output)
+        self._cgroups = cgroups.detect()
+        kinds = [(THREADS, 1, shape.threads) if shape.threads else (PROCESS, shape.processes, 1)]
+        if shape.coroutines:
+            kinds.append((ASYNC, 1, shape.coroutines))
+        self.lanes = [Lane(*kind, self.enforcer.prepare) for kind in kinds]
 
-    # -- the template
+    # -- the template and its children
 
-    def start_template(self) -> list[str]:
-        """Start the template and wait for the app's import. Returns the names of its tasks.
+    def start(self) -> None:
+        """Start the template, which imports the app; then `forking` has the names of its tasks. Raises AppImportError."""
+        self.forking = Forking(self.app, self.dsn)
+        self._selector.register(self.forking.control, selectors.EVENT_READ, self._on_control)
 
-        Raises:
-            AppImportError: the app cannot be imported; the message is the app's own error.
-        """
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, wire.JOB_SOCKET)
-        command = [sys.executable, "-m", "jobrunner.worker.template", "--control", str(theirs.fileno()), "--parent", str(os.getpid())]
-        if self.app:
-            command += ["--app", self.app]
-        # A session of its own: Ctrl-C in the terminal reaches the worker only, which ends its children in order.
-        self.template = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
-        theirs.close()
-        wire.send_message(self.control, {"dsn": self.dsn})
-        try:
-            message, _ = wire.receive_message(self.control)
-        except ConnectionError:
-            message = {}
-        if message.get("event") != "ready":
-            self.template.wait()
-            error = AppImportError(
-                message.get(
-                    "message", f"the process that imports the app ended with status {self.template.returncode} before it was ready"
-                ),
-                hint=message.get("hint", ""),
-            )
-            error.add_note(message.get("traceback", ""))
-            raise error
-        return list(message["tasks"])
+    def inherit(self, old: Pool) -> None:
+        """Take over what an ended pool has left to tell."""
+        self._ended += old.take_ended()
+        self.notes, self._logbook.lines = old.take_words()
+        self.crashed_count, self.stopping = old.crashed_count, old.stopping
 
-    def extend_lease(self, ends: float) -> None:
-        """Tell the template until when its children may live. Called from the heartbeat's thread; one datagram is atomic."""
-        try:
-            wire.send_message(self.control, {"do": "lease", "ends": ends})
-        except OSError:
-            logger.debug("the template is gone; the main loop will see it")
+    def tasks_of(self, lane: Lane) -> list[str]:
+        """The names of the tasks that run in a lane."""
+        if lane.kind == ASYNC:
+            return list(self.forking.coroutines)
+        return sorted(set(self.forking.tasks) - (set(self.forking.coroutines) if len(self.lanes) > 1 else set()))
 
     def fork_missing(self, now: float) -> None:
-        """Ask for a child in every empty slot; a slot whose child died without a job waits a second."""
-        for slot in range(self.slots):
-            if slot in self.children or self.stopping or self._fork_at.get(slot, 0.0) > now:
-                continue
-            inbox, inbox_there = socket.socketpair(socket.AF_UNIX, wire.JOB_SOCKET)
-            outbox, outbox_there = socket.socketpair()
-            outbox.setblocking(False)  # noqa: FBT003  the standard library's signature
-            self.children[slot] = Child(slot, inbox, inbox_there, outbox)
-            wire.send_message(self.control, {"do": "fork", "slot": slot}, (inbox_there.fileno(), outbox_there.fileno()))
-            outbox_there.close()
+        """Ask for a child wherever one is missing; one that died without a job is replaced after a second."""
+        if self.stopping:
+            return
+        for lane in self.lanes:
+            for _ in range(lane.missing(now)):
+                self._fork(lane)
+
+    def _fork(self, lane: Lane) -> None:
+        fields, theirs, close = children.connect()
+        self._numbers += 1
+        child = Child(number=self._numbers, kind=lane.kind, capacity=lane.capacity, **fields)
+        if lane.kind == PROCESS and self._cgroups is not None:
+            child.group = self._cgroups.group(str(child.number))
+        lane.children[child.number] = child
+        bounds = {"max_jobs": self.shape.max_jobs, "max_memory": self.shape.max_memory}
+        self.forking.say({"do": "fork", "child": child.number, "kind": lane.kind, "capacity": lane.capacity, **bounds}, theirs)
+        for close_end in close:
+            close_end()
+        self._selector.register(child.outbox, selectors.EVENT_READ, lambda: self._on_outbox(child))
+        for number, descriptor in child.outputs.items():
+            self._selector.register(descriptor, selectors.EVENT_READ, lambda number=number: self._outputs.read(child, number))
 
     def halt(self, exit_cause: str, *, blame: bool = False) -> None:
         """End the template and with it every child; returns when they are gone.
 
         What they finished counts; what they were running is given back, or counts as a crash when they are to `blame`.
         """
-        with contextlib.suppress(OSError):  # it may be gone already
-            wire.send_message(self.control, {"do": "stop"})
-        try:
-            self.template.wait(timeout=KILL_AFTER)
-        except subprocess.TimeoutExpired:
-            self.template.kill()  # the kernel ends its children
-            self.template.wait()
+        self.forking.end()
         now = clock.monotonic()
-        for child in self.children.values():
-            self.on_outbox(child)
-            self._take_back(child)
-            self._unreserve(child)
-            for job in child.jobs.values():
-                kill = None if blame else Kill(Ending.RELEASE, None, None, exit_cause, now)
-                self.outcomes.append(died(job, child.kill or kill, exit_cause, child.since, now))
-            child.close()
-        self.children.clear()
-        self.release_unstarted()
-        self.control.close()
+        for lane in self.lanes:
+            for child in list(lane.children.values()):
+                self._on_outbox(child)
+                lane.take_back(child)
+                lane.unreserve(child)
+                for run in child.runs.values():
+                    self._outputs.finish(child, run)
+                    kill = None if blame else Kill(Ending.RELEASE, None, None, exit_cause, now)
+                    self._ended.append(died(run, run.kill or kill, exit_cause, now))
+                self._forget(lane, child)
+            lane.release_unstarted()
+        self._selector.unregister(self.forking.control)
+        self.forking.close()
 
-    # -- events
+    def _forget(self, lane: Lane, child: Child) -> None:
+        del lane.children[child.number]
+        for end in [child.outbox.fileno(), *child.outputs.values()]:
+            with contextlib.suppress(KeyError, ValueError):  # a deaf one is unregistered already
+                self._selector.unregister(end)
+        child.close()
+        if child.group is not None:
+            child.group.kill()
+            child.group.remove()
 
-    def on_control(self) -> bool:
-        """Handle one message of the template; False when the template is gone."""
-        try:
-            message, _ = wire.receive_message(self.control)
-        except ConnectionError:
-            return False
+    # -- what children and template say
+
+    def children(self) -> Iterator[Child]:
+        """All of them."""
+        for lane in self.lanes:
+            yield from lane.children.values()
+
+    def _lane_of(self, child: Child) -> Lane:
+        return next(lane for lane in self.lanes if child.number in lane.children)
+
+    def _on_control(self) -> None:
+        """Handle one message of the template."""
+        message = self.forking.hear()
         match message.get("event"):
             case "forked":
-                self.children[message["slot"]].pid = message["pid"]
+                child = next(child for child in self.children() if child.number == message["child"])
+                child.pid = message["pid"]
+                if child.group is not None and not child.group.add(message["pid"]):
+                    child.group = None
             case "exited":
-                child = next((c for c in self.children.values() if c.pid == message["pid"]), None)
-                if child is not None:
-                    self._bury(child, message["status"])
-            case _:
-                return bool(message)
-        return True
+                gone = next((c for c in self.children() if c.pid == message["pid"]), None)
+                if gone is not None:
+                    self._bury(gone, message["status"], message["cpu_ms"], message["peak_memory"])
+            case None:
+                self.template_died = True
 
-    def on_outbox(self, child: Child) -> None:
-        """Read what a child has finished."""
+    def _on_outbox(self, child: Child) -> None:
+        """Read what a child has to say."""
         while True:
             try:
                 data = child.outbox.recv(1 << 18)
-            except (BlockingIOError, ConnectionError):
+            except (BlockingIOError, ConnectionError, OSError):
                 break
             if not data:  # the task closed every file, or the process is going
-                child.deaf = True
-                self._signal(child, signal.SIGKILL)
+                if not child.deaf:
+                    child.deaf = True
+                    self._selector.unregister(child.outbox)
+                    self._signal(child, signal.SIGKILL)
                 break
             child.buffer += data
         if b"\n" not in child.buffer:
@@ -150,194 +190,194 @@ class Pool:
         *lines, rest = child.buffer.split(b"\n")
         child.buffer = bytearray(rest)
         now = clock.monotonic()
+        finished = False
         for line in lines:
-            self._finished(child, json.loads(line), now)
-        child.since, child.recorded = now, False
+            fields = json.loads(line)
+            if isinstance(fields[0], str):
+                self._said(child, fields)
+            else:
+                self._finished(child, fields, now)
+                finished = True
+        if finished and child.kind == PROCESS:
+            for run in child.active():
+                run.since = now
+
+    def _said(self, child: Child, fields: list[Any]) -> None:
+        """Something that a running job, or the child itself, says beside the end of a job."""
+        kind, *rest = fields
+        if kind == "retire":
+            if not child.retired:
+                logger.debug("child retires", extra={"pid": child.pid, "reason": rest[0]})
+                child.retired = True
+                self._lane_of(child).take_back(child)
+            return
+        job_id, lease, *words = rest
+        run = child.runs.get(job_id)
+        if run is None or run.job.lease != lease:
+            return
+        match kind:
+            case "note":
+                self.notes.append(Note(job_id, lease, *words))
+            case "log":
+                self._logbook.add(run, *words)
+            case "capture":
+                run.keep_output = words[0]
 
     def _finished(self, child: Child, fields: list[Any], now: float) -> None:
-        job_id, lease, ending, *rest, run_ms, cpu_ms = fields
-        if child.jobs.pop(job_id, None) is None:
+        job_id, lease, ending, *rest, run_ms, cpu_ms, peak = fields
+        run = child.runs.get(job_id)
+        if run is None:
             return
+        self._outputs.finish(child, run)
+        del child.runs[job_id]
         child.learn(run_ms)
-        if ending == "ok":
-            self.outcomes.append(Succeeded(job_id, lease, rest[0], run_ms, cpu_ms, now))
-        else:
-            error_type, message, trace, fingerprint, exit_cause, delay_ms = rest
-            self.outcomes.append(
-                Unsuccessful(
-                    Ending(ending), job_id, lease, error_type, message, trace, fingerprint, exit_cause, run_ms, cpu_ms, now, delay_ms
-                )
-            )
+        child.cpu_told += cpu_ms or 0
+        peak = max(run.peak, peak or 0) or None
+        match ending:
+            case "ok":
+                self._ended.append(Succeeded(job_id, lease, rest[0], run_ms, cpu_ms, now, peak))
+            case _ if ending in {DONE, LOST}:
+                self._ended.append(Settled(job_id, lease, ending == DONE))
+            case _:
+                *words, delay_ms = rest
+                self._ended.append(Unsuccessful._make((Ending(ending), job_id, lease, *words, run_ms, cpu_ms, now, delay_ms, peak)))
 
-    def _bury(self, child: Child, status: int) -> None:
-        """A child is dead: its finished jobs count, unread ones go back to the front, the one it ran ends as the cause says."""
-        self.on_outbox(child)
-        self._take_back(child)
-        self._unreserve(child)
+    def _bury(self, child: Child, status: int, cpu_ms: int, peak: int) -> None:
+        """A child is dead: its finished jobs count, unread ones go back to the front, those it ran end as the cause says."""
+        lane = self._lane_of(child)
+        self._on_outbox(child)
+        lane.take_back(child)
+        lane.unreserve(child)
         now = clock.monotonic()
         cause = f"signal {-status}" if status < 0 else f"exit {status}"
-        if not child.jobs:
-            self._fork_at[child.slot] = now + 1.0
-        for job in child.jobs.values():
-            self.outcomes.append(died(job, child.kill, cause, child.since, now))
-            if child.kill is None:
+        if not child.runs and not child.retired:
+            lane.fork_at.append(now + 1.0)
+        for run in child.runs.values():
+            self._outputs.finish(child, run)
+            kill = run.kill or self._why(child, run, cause, now)
+            own = child.kind == PROCESS
+            self._ended.append(
+                died(run, kill, cause, now, cpu_ms=max(0, cpu_ms - child.cpu_told) if own else None, peak=peak if own else None)
+            )
+            if kill is None:
                 self.crashed_count += 1
-                facts = {"job": job.id, "task": job.task, "attempt": job.attempt, "lease": job.lease, "cause": cause}
+                facts = {"job": run.job.id, "task": run.job.task, "attempt": run.job.attempt, "lease": run.job.lease, "cause": cause}
                 logger.error("job's process died", extra=facts)
-        child.close()
-        del self.children[child.slot]
+        self._forget(lane, child)
 
-    # -- handing out
+    def _why(self, child: Child, run: Run, cause: str, now: float) -> Kill | None:
+        """Who else than the job itself ended its process: the kernel for a limit, or we for another job in it."""
+        limits = run.limits or {}
+        if child.killed:
+            return Kill(Ending.RELEASE, None, None, "neighbour", now)
+        memory = limits.get("memory")
+        if memory is not None and self.enforcer.ran_out_of_memory(child):
+            return Kill(Ending.RETRY, "jobrunner.errors.MemoryLimitExceeded", over_memory(memory), "memory", now)
+        if limits.get("cpu_ms") is not None and cause == _XCPU:
+            message = f"used more CPU than its cpu_limit of {(limits['cpu_ms'] or 0) / 1000:g} s"
+            return Kill(Ending.RETRY, "jobrunner.errors.CpuLimitExceeded", message, "cpu", now)
+        return None
 
-    def room(self, now: float) -> int:
-        """How many more jobs should be claimed."""
-        if self.stopping:
-            return 0
-        return max(0, sum(child.room(now) for child in self.children.values()) - len(self.backlog))
+    # -- jobs, in all lanes
+
+    def take_ended(self) -> list[Ended]:
+        """What ended since this was asked last."""
+        ended, self._ended = self._ended, []
+        for lane in self.lanes:
+            ended += lane.outcomes
+            lane.outcomes = []
+        return ended
+
+    def take_words(self) -> tuple[list[Note], list[LogLine]]:
+        """What running jobs said since this was asked last."""
+        notes, self.notes = self.notes, []
+        lines, self._logbook.lines = self._logbook.lines, []
+        return notes, lines
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether there are outcomes that nobody has taken."""
+        return bool(self._ended) or any(lane.outcomes for lane in self.lanes)
 
     def in_flight(self) -> Iterator[ClaimedJob]:
         """Every job this worker holds."""
-        yield from self.backlog
-        for child in self.children.values():
-            yield from child.jobs.values()
-            if child.reserved is not None:
-                yield child.reserved
+        for lane in self.lanes:
+            yield from lane.in_flight()
 
-    def hand_out(self, now: float) -> list[ClaimedJob]:
-        """Give the backlog to children, idle ones first. Returns suspects that need their start recorded before `begin`."""
-        suspects: list[ClaimedJob] = []
-        for child in sorted(self.children.values(), key=lambda c: len(c.jobs)):
-            while self.backlog and child.room(now) > 0:
-                job = self.backlog[0]
-                if job.suspect:
-                    if not child.idle:
-                        break
-                    child.reserved = self.backlog.popleft()
-                    suspects.append(job)
-                    break
-                if not self._send(child, job, now):
-                    break
-                self.backlog.popleft()
-        return suspects
-
-    def begin(self, begun: set[int], asked: set[int], now: float) -> None:
-        """Send the suspects whose start is now on record; one that was asked for and is not there belongs to somebody else."""
-        for child in self.children.values():
-            job = child.reserved
-            if job is None or job.id not in asked:
-                continue
-            child.reserved = None
-            if job.id not in begun:
-                logger.warning("job was taken over before it began", extra={"job": job.id, "lease": job.lease})
-            elif self._send(child, job, now):
-                child.recorded = True
-            else:
-                self.outcomes.append(Unsuccessful(Ending.RELEASE, job.id, job.lease))
-
-    def _send(self, child: Child, job: ClaimedJob, now: float) -> bool:
-        try:
-            wire.send_job(child.inbox, wire.encode_job(job))
-        except (BlockingIOError, ConnectionError, BrokenPipeError):
-            return False
-        if not child.jobs:
-            child.since, child.recorded = now, False
-        child.jobs[job.id] = job
-        return True
-
-    def rebalance(self, now: float) -> None:
-        """Take back jobs that wait behind a running one while another child is idle, or for long; give up those nobody can start."""
-        idle = any(child.idle for child in self.children.values())
-        for child in self.children.values():
-            if len(child.jobs) > 1 and (now - child.since > STALE or (idle and not self.backlog)):
-                self._take_back(child)
-        if self.backlog and all(child.jobs and now - child.since > STALE for child in self.children.values()):
-            self.release_unstarted()
+    def running(self, now: float) -> list[dict[str, Any]]:
+        """What each child runs, since when, and what memory its process tree holds, for `v_workers`."""
+        return [
+            {
+                "slot": child.number, "pid": child.pid, "job": run.job.id, "task": run.job.task, "attempt": run.job.attempt,
+                "seconds": round(now - run.since, 1), "memory": child.memory or None,
+            }
+            for child in self.children()
+            for run in child.active()
+        ]  # fmt: skip
 
     def release_unstarted(self) -> None:
         """Give back to the queue everything that no child has begun; no attempt is used up."""
-        for child in self.children.values():
-            self._take_back(child)
-            if self.stopping:
-                self._unreserve(child)
-        while self.backlog:
-            job = self.backlog.popleft()
-            self.outcomes.append(Unsuccessful(Ending.RELEASE, job.id, job.lease))
+        for lane in self.lanes:
+            lane.release_unstarted(reserved=self.stopping)
 
-    def _take_back(self, child: Child) -> None:
-        taken: list[ClaimedJob] = []
-        while True:
-            try:
-                data = wire.receive_job(child.inbox_there, socket.MSG_DONTWAIT)
-            except (BlockingIOError, ConnectionError):
-                break
-            if not data:
-                break
-            job = child.jobs.pop(wire.job_id(data), None)
-            if job is not None:
-                taken.append(job)
-        self.backlog.extendleft(reversed(taken))
+    def begin(self, begun: set[int], asked: set[int], now: float) -> None:
+        """Send the suspects whose start is now on record."""
+        for lane in self.lanes:
+            lane.begin(begun, asked, now)
 
-    def _unreserve(self, child: Child) -> None:
-        if child.reserved is not None:
-            self.backlog.appendleft(child.reserved)
-            child.reserved = None
+    def cancel(self, job_ids: Iterable[int], now: float) -> None:
+        """End jobs that somebody asked to cancel, begun or not."""
+        wanted = set(job_ids)
+        for lane in self.lanes:
+            for child in lane.children.values():
+                running = [run for run in child.active() if run.job.id in wanted]
+                for run in running:
+                    self.enforcer.stop(child, run, "cancelled", Ending.ABORT, now, patience=STOP_PATIENCE)
+                if len(wanted & child.runs.keys()) > len(running):
+                    lane.take_back(child)
+            lane.drop_waiting(wanted)
 
-    # -- killing
+    def supersede(self, job_id: int, lease: int, now: float) -> None:
+        """Another attempt of this job runs by now: end ours at once; what it says is refused anyway."""
+        self._each_run(lambda child, run: self._end_superseded(child, run, now) if (run.job.id, run.job.lease) == (job_id, lease) else None)
 
-    def check_limits(self, now: float) -> None:
-        """Start or finish the killing of children whose job is past its time limit."""
-        for child in self.children.values():
-            if child.kill is not None:
-                if now >= child.kill.hard_at:
-                    self._signal(child, signal.SIGKILL)
-                    child.kill.hard_at = now + KILL_AFTER
-                continue
-            job = next(iter(child.jobs.values()), None)
-            if job is not None and job.time_limit_ms is not None and (now - child.since) * 1000 > job.time_limit_ms:
-                message = f"ran longer than its time_limit of {job.time_limit_ms / 1000:g} s"
-                self.end(child, Kill(Ending.RETRY, "jobrunner.errors.TimeLimitExceeded", message, "timeout", now + KILL_AFTER))
+    def _end_superseded(self, child: Child, run: Run, now: float) -> None:
+        if run.kill is None:
+            self.enforcer.kill(child, run, Kill(Ending.RELEASE, None, None, "superseded", now))
 
-    def end(self, child: Child, kill: Kill) -> None:
-        """Ask a child's process group to go, and force it a second later; `kill` says how its job ends."""
-        self._take_back(child)
-        child.kill = kill
-        self._signal(child, signal.SIGTERM)
-
-    def cancel(self, job_id: int, now: float) -> None:
-        """End one job that somebody asked to cancel, begun or not."""
-        for child in self.children.values():
-            if job_id not in child.jobs:
-                continue
-            if next(iter(child.jobs)) == job_id and child.kill is None:
-                self.end(child, Kill(Ending.ABORT, None, None, "cancelled", now + KILL_AFTER))
-            else:
-                self._take_back(child)
-        for job in [job for job in self.backlog if job.id == job_id]:
-            self.backlog.remove(job)
-            self.outcomes.append(Unsuccessful(Ending.ABORT, job.id, job.lease, exit_cause="cancelled"))
+    def ask_all(self, patience: float, now: float) -> None:
+        """Tell every running job that the worker wants to leave; after `patience` seconds they are interrupted, then killed."""
+        self.release_unstarted()
+        self._each_run(lambda child, run: self.enforcer.stop(child, run, "deploy", Ending.RELEASE, now, patience=patience))
 
     def end_all(self, exit_cause: str, now: float) -> None:
-        """End every running job and give it back without using up an attempt."""
+        """End every running job by force and give it back without using up an attempt."""
         self.release_unstarted()
-        for child in self.children.values():
-            if child.kill is None:
-                self.end(child, Kill(Ending.RELEASE, None, None, exit_cause, now + KILL_AFTER))
+        self._each_run(
+            lambda child, run: (
+                self.enforcer.kill(child, run, Kill(Ending.RELEASE, None, None, exit_cause, now + KILL_AFTER)) if run.kill is None else None
+            )
+        )
+
+    def _each_run(self, do: Callable[[Child, Run], object]) -> None:
+        for child in list(self.children()):
+            for run in list(child.active()):
+                do(child, run)
 
     def _signal(self, child: Child, number: int) -> None:
+        self._tell(child, {"do": "kill", "signal": int(number)})
+
+    def _interrupt(self, child: Child) -> None:
+        if child.kind == PROCESS:  # the others listen all the time
+            self._tell(child, {"do": "interrupt"})
+
+    def _tell(self, child: Child, message: dict[str, Any]) -> None:
         if child.pid is not None:
-            with contextlib.suppress(OSError):  # the template is gone, and the child with it
-                wire.send_message(self.control, {"do": "kill", "pid": child.pid, "signal": int(number)})
+            self.forking.say({**message, "pid": child.pid})
 
     def next_deadline(self, now: float) -> float | None:
-        """Seconds until something here is due without an event: a limit, a hard kill, a fork, stale jobs."""
-        times = [at for slot, at in self._fork_at.items() if slot not in self.children]
-        for child in self.children.values():
-            job = next(iter(child.jobs.values()), None)
-            if child.kill is not None:
-                times.append(child.kill.hard_at)
-            elif job is not None:
-                if job.time_limit_ms is not None:
-                    times.append(child.since + job.time_limit_ms / 1000)
-                if len(child.jobs) > 1 or self.backlog:
-                    times.append(max(child.since + STALE, now + STALE / 4))
+        """Seconds until something here is due without an event."""
+        times = self.enforcer.next_deadline(self.children(), now)
+        for lane in self.lanes:
+            times += lane.next_deadline(now)
         return max(0.0, min(times) - now) if times else None

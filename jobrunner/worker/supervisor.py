@@ -6,6 +6,7 @@ It must not run SQL after the start (the link does) nor task code (the children 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import selectors
 import signal
@@ -15,20 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock, migrate
 from jobrunner.connecting import connect
-from jobrunner.jobs import WorkerCounts
+from jobrunner.errors import JobrunnerError
+from jobrunner.jobs import Leaving, WorkerCounts
 from jobrunner.store import Store
-from jobrunner.worker.children import MAX_AHEAD, Child
 from jobrunner.worker.claimer import Claimer, Room
 from jobrunner.worker.heartbeat import Heartbeat
 from jobrunner.worker.link import Link
 from jobrunner.worker.listener import Listener
 from jobrunner.worker.log import logger
-from jobrunner.worker.pool import Pool
+from jobrunner.worker.pool import Pool, Shape
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from jobrunner.jobs import ClaimedJob
+    from jobrunner.worker.lanes import Lane
     from jobrunner.worker.options import WorkerOptions
 
 LONG = 5.0  # seconds after which a running job's start is put on record
@@ -42,7 +44,8 @@ class Supervisor:
 
     def __init__(self, options: WorkerOptions) -> None:
         self.options = options
-        self.pool = Pool(options.app, options.dsn.url, options.slots)
+        self._selector = selectors.DefaultSelector()
+        self.pool = self._new_pool()
         self.exit_signal: int | None = None
         self.worker_id = 0
         self.claimed_count = 0
@@ -52,8 +55,10 @@ class Supervisor:
         self._grace_ends: float | None = None
         self._ended = False
         self._drained = False
-        self._watched: dict[int, Child] = {}
         self._long_at = 0.0
+        self._shown = "[]"  # what runs here, as of the last look; read by the heartbeat
+        self._shown_jobs: list[int] = []
+        self._show_at = 0.0
         self._claims = 0
         self._starts: list[tuple[int, int, float]] = []
 
@@ -66,20 +71,26 @@ class Supervisor:
             DatabaseUnreachable, SchemaError, AppImportError: at the start, before anything is claimed.
         """
         self._check_database()
-        tasks = self.pool.start_template()
+        self.pool.start()
         try:
-            self._register(tasks)
-            self._start_threads(tasks)
+            self._register()
+            self._start_threads()
             return self._loop()
         finally:
-            if self.pool.template.poll() is None:
+            if self.pool.forking.process.poll() is None:
                 self.pool.halt("deploy")
+
+    def _new_pool(self) -> Pool:
+        options = self.options
+        shape = Shape(options.slots, options.threads, options.async_slots, options.max_jobs_per_child, options.max_memory_per_child)
+        return Pool(options.app, options.dsn.url, shape, self._selector)
 
     def _check_database(self) -> None:
         connect(self.options.dsn).close()  # its error is the one with the reason
         migrate.check(self.options.dsn.url)
 
-    def _register(self, tasks: list[str]) -> None:
+    def _register(self) -> None:
+        tasks = list(self.pool.forking.tasks)
         facts = {
             "name": self.options.shown_name,
             "host": socket.gethostname(),
@@ -88,21 +99,24 @@ class Supervisor:
             "version": version("jobrunner-pg"),
             "queues": [name for name, _ in self.options.queues],
             "tasks": tasks,
-            "slots": self.options.slots,
+            "slots": self.options.all_slots,
         }
         with connect(self.options.dsn) as connection:
             sent = clock.monotonic()
-            self.worker_id = Store(connection).register_worker(facts, self.options.lease)
-        self.tasks = tasks
+            worker_id = Store(connection).register_worker(facts, self.options.lease)
+            if worker_id is None:  # only a worker that wants a slot is turned away
+                raise JobrunnerError("the worker could not be registered")
+            self.worker_id = worker_id
         self._lease_from = sent
-        shown = {"worker": facts["name"], "worker_id": self.worker_id, "slots": self.options.slots, "tasks": len(tasks)}
+        shown = {"worker": facts["name"], "worker_id": self.worker_id, "slots": self.options.all_slots, "tasks": len(tasks)}
         logger.info("worker started", extra={**shown, "queues": ",".join(name for name, _ in self.options.queues)})
         if not tasks:
             logger.warning("the app registers no task: nothing can run here")
 
-    def _start_threads(self, tasks: list[str]) -> None:
+    def _start_threads(self) -> None:
         queues = [name for name, _ in self.options.queues]
-        self.link = Link(self.options.dsn, self.worker_id, Claimer(queues, tasks, self.options.poll.total_seconds()), self._wake)
+        claimers = [Claimer(queues, self.pool.tasks_of(lane), self.options.poll.total_seconds()) for lane in self.pool.lanes]
+        self.link = Link(self.options.dsn, self.worker_id, claimers, self._wake)
         self._start_heartbeat()
         self.listener = (
             Listener(self.options.dsn, frozenset(queues), self.link.wake) if self.options.listen and not self.options.drain else None
@@ -113,69 +127,50 @@ class Supervisor:
 
     def _start_heartbeat(self) -> None:
         ends = self._lease_from + self.options.lease.total_seconds()
-        self.pool.extend_lease(ends)
+        self._extend_lease(ends)
         self.heartbeat = Heartbeat(
-            self.options.dsn, self.worker_id, self.options.lease, ends, counts=self._counts, extended=self._extend_lease
-        )
+            self.options.dsn, self.worker_id, self.options.lease, ends,
+            counts=self._counts, running=lambda: self._shown, extended=self._extend_lease,
+        )  # fmt: skip
         self.heartbeat.start()
 
     def _extend_lease(self, ends: float) -> None:
-        self.pool.extend_lease(ends)
+        self.pool.forking.extend_lease(ends)
 
     def _counts(self) -> WorkerCounts:
-        return WorkerCounts(self.link.finisher.succeeded_count, self.link.finisher.failed_count, self.pool.crashed_count)
+        finisher = self.link.finisher
+        return WorkerCounts(finisher.succeeded_count, finisher.failed_count, self.pool.crashed_count, self.claimed_count)
 
     # -- the loop
 
     def _loop(self) -> int:
         self._catch_signals()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
-        self._selector.register(self.pool.control, selectors.EVENT_READ)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, lambda: self._wake_read.recv(4096))
         started = clock.monotonic()
         self.pool.fork_missing(started)
         while not self._ended:
-            ready = self._wait()
+            due = self.pool.next_deadline(clock.monotonic())
+            ready = self._selector.select(TICK if due is None else min(TICK, due))
             now = clock.monotonic()
             if now >= self.heartbeat.ends - FENCE_MARGIN * self.options.lease.total_seconds() or self.heartbeat.lost:
                 self._lease_lost()
                 continue
-            if not self._read(ready):
+            for key, _ in ready:
+                if key.fileobj in self._selector.get_map():  # what one of them said may have been the end of another
+                    key.data()
+            if self.pool.template_died:
                 self._template_died()
                 continue
             self._handle_events(now)
-            self.pool.check_limits(now)
-            self.pool.rebalance(now)
+            self.pool.enforcer.check(self.pool.children(), now)
+            for lane in self.pool.lanes:
+                lane.rebalance(now)
             self.pool.fork_missing(now)
             self._hand_out(now)
             self._mind_the_end(now, started)
             self._exchange(now)
+            self._show(now)
         return self._leave()
-
-    def _wait(self) -> list[int]:
-        """Wait for something to read, or until something is due. Returns the descriptors that have something."""
-        gone = [key for key, child in self._watched.items() if child.deaf or self.pool.children.get(child.slot) is not child]
-        for key in gone:
-            del self._watched[key]
-            self._selector.unregister(key)
-        for child in self.pool.children.values():
-            if child.outbox.fileno() not in self._watched and not child.deaf:
-                self._watched[child.outbox.fileno()] = child
-                self._selector.register(child.outbox.fileno(), selectors.EVENT_READ)
-        due = self.pool.next_deadline(clock.monotonic())
-        return [key.fd for key, _ in self._selector.select(TICK if due is None else min(TICK, due))]
-
-    def _read(self, ready: list[int]) -> bool:
-        """Take in what children and template say; False when the template is dead."""
-        for descriptor in ready:
-            if descriptor == self._wake_read.fileno():
-                self._wake_read.recv(4096)
-            elif descriptor == self.pool.control.fileno():
-                if not self.pool.on_control():
-                    return False
-            elif descriptor in self._watched:
-                self.pool.on_outbox(self._watched[descriptor])
-        return True
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # enough of them are waiting to be read
@@ -196,30 +191,39 @@ class Supervisor:
                     asked, begun = value
                     self.pool.begin(begun, asked, now)
                 case "cancel":
-                    for job_id in value:
-                        self.pool.cancel(job_id, now)
+                    self.pool.cancel(value, now)
+                case "superseded":
+                    logger.warning("job is another attempt's by now: ending ours", extra={"job": value[0], "lease": value[1]})
+                    self.pool.supersede(value[0], value[1], now)
                 case "fatal":
                     raise value
 
-    def _take_in(self, worker_id: int, jobs: list[ClaimedJob]) -> None:
+    def _take_in(self, worker_id: int, claimed: list[list[ClaimedJob]]) -> None:
         self._claims += 1
         if worker_id != self.worker_id:
             return  # claimed under a lease that is lost
-        self._drained = self._drained and not jobs
-        self.claimed_count += len(jobs)
-        self.pool.backlog.extend(jobs)
+        for lane, jobs in zip(self.pool.lanes, claimed, strict=True):
+            self._drained = self._drained and not jobs
+            self.claimed_count += len(jobs)
+            lane.backlog.extend(jobs)
         if self._signals:
             self.pool.release_unstarted()
 
     def _hand_out(self, now: float) -> None:
-        for job in self.pool.hand_out(now):
-            self._starts.append((job.id, job.lease, 0.0))
+        for lane in self.pool.lanes:
+            for job in lane.hand_out(now):
+                self._starts.append((job.id, job.lease, 0.0))
 
     def _exchange(self, now: float) -> None:
         starts = self._starts + self._long_running(now)
         self._starts = []
-        outcomes, self.pool.outcomes = self.pool.outcomes, []
-        self.link.exchange(outcomes, starts, self._room(now), self._claims)
+        self._hand_over(starts, [self._room(lane, now) for lane in self.pool.lanes])
+
+    def _hand_over(self, starts: list[tuple[int, int, float]], rooms: list[Room]) -> None:
+        notes, lines = self.pool.take_words()
+        if notes or lines:
+            self.link.hear(notes, lines)
+        self.link.exchange(self.pool.take_ended(), starts, rooms, self._claims)
 
     def _long_running(self, now: float) -> list[tuple[int, int, float]]:
         """Attempts that have been running for long and are not on record as begun; looked for at every heartbeat's pace."""
@@ -227,19 +231,30 @@ class Supervisor:
             return []
         self._long_at = now + LONG
         found: list[tuple[int, int, float]] = []
-        for child in self.pool.children.values():
-            job = next(iter(child.jobs.values()), None)
-            if job is not None and not child.recorded and now - child.since > LONG:
-                child.recorded = True
-                found.append((job.id, job.lease, now - child.since))
+        for child in self.pool.children():
+            for run in child.active():
+                if not run.recorded and now - run.since > LONG:
+                    run.recorded = True
+                    found.append((run.job.id, run.job.lease, now - run.since))
         return found
 
-    def _room(self, now: float) -> Room:
-        total = self.pool.room(now)
-        # Claims are made for a good part of the room at once: a commit for every other short job would be the cost.
+    def _show(self, now: float) -> None:
+        """Keep for the heartbeat what the slots run; when jobs of some length come or go it is to say so soon."""
+        if now < self._show_at:
+            return
+        self._show_at = now + TICK
+        running = self.pool.running(now)
+        self._shown = json.dumps(running)
+        jobs = [run["job"] for run in running if run["seconds"] > TICK]
+        if jobs != self._shown_jobs:
+            self._shown_jobs = jobs
+            self.heartbeat.news()
+
+    def _room(self, lane: Lane, now: float) -> Room:
+        total = 0 if self.pool.stopping else lane.room(now)
         if self.options.max_jobs is not None:
             total = min(total, max(0, self.options.max_jobs - self.claimed_count))
-        if total * 4 < min(MAX_AHEAD, sum(child.room(now) + len(child.jobs) for child in self.pool.children.values())):
+        if total == 0 or not lane.claims_now(now, total):
             return Room(0)
         if not self._limits:
             return Room(total)
@@ -261,7 +276,7 @@ class Supervisor:
         self._replace_pool("lost lease", blame=False)
         while not self._signals:
             try:
-                self._register(self.tasks)
+                self._register()
             except Exception as error:  # noqa: BLE001  the database may be away for as long as it likes
                 logger.warning("cannot register again yet", extra={"error": type(error).__name__})
                 self._selector.select(TICK)
@@ -275,25 +290,20 @@ class Supervisor:
         """Somebody killed the template (out of memory?), and the kernel its children: start another."""
         logger.error("the template process died", extra={"jobs": sum(1 for _ in self.pool.in_flight())})
         self._replace_pool("template died", blame=True)
-        self.pool.extend_lease(self.heartbeat.ends)
+        self._extend_lease(self.heartbeat.ends)
 
     def _replace_pool(self, exit_cause: str, *, blame: bool) -> None:
-        for key in self._watched:
-            self._selector.unregister(key)
-        self._watched.clear()
-        self._selector.unregister(self.pool.control)
         old = self.pool
         old.halt(exit_cause, blame=blame)
-        self.pool = Pool(self.options.app, self.options.dsn.url, self.options.slots)
-        self.pool.outcomes, self.pool.crashed_count, self.pool.stopping = old.outcomes, old.crashed_count, old.stopping
-        self.pool.start_template()
-        self._selector.register(self.pool.control, selectors.EVENT_READ)
+        self.pool = self._new_pool()
+        self.pool.inherit(old)
+        self.pool.start()
 
     def _mind_the_end(self, now: float, started: float) -> None:
         if not self._signals:
             over = self.options.max_seconds is not None and now - started >= self.options.max_seconds
             full = self.options.max_jobs is not None and self.claimed_count >= self.options.max_jobs
-            busy = any(True for _ in self.pool.in_flight()) or bool(self.pool.outcomes) or self.link.unwritten()
+            busy = any(True for _ in self.pool.in_flight()) or self.pool.unwritten or self.link.unwritten()
             if over:
                 self._stop(now)
             elif (self.options.drain and self._drained and not busy) or (full and not busy):
@@ -301,7 +311,7 @@ class Supervisor:
             return
         if self._grace_ends is None:
             self._stop(now)
-        elif now >= self._grace_ends or self._signals > 1:
+        elif self._signals > 1 and self._grace_ends != float("inf"):
             self.pool.end_all("deploy", now)
             self._grace_ends = float("inf")
         if not any(True for _ in self.pool.in_flight()):
@@ -313,13 +323,12 @@ class Supervisor:
         self._grace_ends = now + self.options.grace.total_seconds()
         self.link.stop_claiming()
         self.pool.stopping = True
-        self.pool.release_unstarted()
+        self.pool.ask_all(self.options.grace.total_seconds(), now)
         running = sum(1 for _ in self.pool.in_flight())
         logger.info("stopping", extra={"running": running, "grace_s": self.options.grace.total_seconds()})
 
     def _leave(self) -> int:
-        outcomes, self.pool.outcomes = self.pool.outcomes, []
-        self.link.exchange(outcomes, [], Room(0), self._claims)
+        self._hand_over([], [Room(0) for _ in self.pool.lanes])
         self.link.close()
         self.link.join(timeout=max(1.0, min(_LAST_WORDS, self.heartbeat.ends - clock.monotonic())))
         self.heartbeat.stop()
@@ -339,7 +348,7 @@ class Supervisor:
         why = "signal" if self.exit_signal else "drained" if self.options.drain else "done"
         try:
             with connect(self.options.dsn) as connection:
-                Store(connection).stop_worker(self.worker_id, why, self._counts())
+                Store(connection).stop_worker(self.worker_id, Leaving(why), self._counts())
         except Exception as error:  # noqa: BLE001  everything is written; the row is closed by the next rescue
             logger.warning("could not close the worker's row", extra={"error": type(error).__name__})
 

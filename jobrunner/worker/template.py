@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import selectors
 import signal
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock
 from jobrunner.errors import JobrunnerError
-from jobrunner.worker import child, limits, wire
+from jobrunner.worker import child, limits, loops, procfs, threads, voices, wire
 
 if TYPE_CHECKING:
     from jobrunner.app import JobRunner
@@ -31,6 +32,7 @@ class Template:
         self.jobs = jobs
         self.control = control
         self.children: set[int] = set()
+        self.own = set(procfs.children(os.getpid()))  # helpers that the application started while it was imported
         self.lease_ends: float | None = None
         self._wake_read, self._wake_write = socket.socketpair()
 
@@ -63,31 +65,38 @@ class Template:
             return False
         match message.get("do"):
             case "fork":
-                self._fork(message["slot"], descriptors)
+                self._fork(message, descriptors)
             case "kill" if message["pid"] in self.children:
-                limits.kill_group(message["pid"], message["signal"])
+                self._kill(message["pid"], message["signal"])
+            case "interrupt" if message["pid"] in self.children:
+                os.kill(message["pid"], voices.INTERRUPT)
             case "lease":
                 self.lease_ends = message["ends"]
             case "stop" | None:
                 return False
         return True
 
-    def _fork(self, slot: int, descriptors: list[int]) -> None:
-        inbox, outbox = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+    def _fork(self, wanted: dict[str, Any], descriptors: list[int]) -> None:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _become_child(self, parent, inbox, outbox)
+            _become_child(self, parent, wanted, descriptors)
         self.children.add(pid)
-        inbox.close()
-        outbox.close()
-        wire.send_message(self.control, {"event": "forked", "slot": slot, "pid": pid})
+        for descriptor in descriptors:
+            os.close(descriptor)
+        wire.send_message(self.control, {"event": "forked", "child": wanted["child"], "pid": pid})
+
+    def _kill(self, pid: int, number: int) -> None:
+        """Signal the job's process group; what must die, dies with everything below it, whatever group that has made for itself."""
+        if number == signal.SIGKILL:
+            procfs.kill_tree(pid)
+        limits.kill_group(pid, number)
 
     def _reap(self) -> None:
         """Collect every dead child; also orphans of jobs, which this process adopts."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
@@ -95,7 +104,15 @@ class Template:
             if pid in self.children:
                 self.children.discard(pid)
                 limits.kill_group(pid, signal.SIGKILL)  # what the job started and left behind
-                wire.send_message(self.control, {"event": "exited", "pid": pid, "status": os.waitstatus_to_exitcode(status)})
+                self._kill_orphans()
+                spent = {"cpu_ms": round((used.ru_utime + used.ru_stime) * 1000), "peak_memory": used.ru_maxrss * 1024}
+                wire.send_message(self.control, {"event": "exited", "pid": pid, "status": os.waitstatus_to_exitcode(status), **spent})
+
+    def _kill_orphans(self) -> None:
+        """End what a dead child's jobs left behind: a living child adopts its own orphans, so those that came here are nobody's."""
+        for pid in procfs.children(os.getpid()):
+            if pid not in self.children and pid not in self.own:
+                procfs.kill_tree(pid)
 
     def _patience(self) -> float | None:
         return None if self.lease_ends is None else max(0.0, self.lease_ends - clock.monotonic())
@@ -108,22 +125,32 @@ class Template:
     def kill_all(self) -> None:
         """End every child with everything it started."""
         for pid in self.children:
-            limits.kill_group(pid, signal.SIGKILL)
+            self._kill(pid, signal.SIGKILL)
 
 
-def _become_child(template: Template, parent: int, inbox: socket.socket, outbox: socket.socket) -> None:
+def _become_child(template: Template, parent: int, wanted: dict[str, Any], descriptors: list[int]) -> None:
     """Never returns."""
     code = 1
     try:
         os.setsid()
         limits.die_with_parent(parent)
+        limits.adopt_orphans()  # so that a daemon which a job makes stays below this process, where it is found
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         template.control.close()
         template._wake_read.close()  # noqa: SLF001
         template._wake_write.close()  # noqa: SLF001
-        child.serve(template.jobs, inbox, outbox)
+        inbox, outbox, orders = (socket.socket(fileno=descriptor) for descriptor in descriptors[:3])
+        channels = child.Channels(inbox, outbox, orders, dict(zip((1, 2), descriptors[3:], strict=True)))
+        recycling = child.Recycling(wanted["max_jobs"], wanted["max_memory"])
+        match wanted["kind"]:
+            case "threads":
+                threads.serve(template.jobs, channels, recycling, wanted["capacity"])
+            case "async":
+                loops.serve(template.jobs, channels, recycling, wanted["capacity"])
+            case _:
+                child.serve(template.jobs, channels, recycling)
         code = 0
     except (BrokenPipeError, ConnectionError):
         code = 0  # the worker is gone
@@ -142,7 +169,8 @@ def _import_app(spec: str | None, dsn: str) -> JobRunner:
     # What the worker resolved is what the app's own code uses, wherever it came from; its children may enqueue.
     os.environ["JOBRUNNER_DSN"] = dsn
     jobs = load(spec)
-    jobs.registry.names()
+    if any(task.running.transactional for task in jobs.registry.values()):
+        importlib.import_module("jobrunner.worker.transactions")  # once here, not in every child
     return jobs
 
 
@@ -163,7 +191,8 @@ def main() -> None:
         wire.send_message(control, {"event": "failed", **_explain(error)})
         raise SystemExit(1) from None
     limits.adopt_orphans()
-    wire.send_message(control, {"event": "ready", "tasks": sorted(jobs.registry.names())})
+    coroutines = sorted(name for name, task in jobs.registry.items() if task.is_async)
+    wire.send_message(control, {"event": "ready", "tasks": sorted(jobs.registry.names()), "coroutines": coroutines})
     Template(jobs, control).run()
 
 

@@ -8,6 +8,7 @@ and without any chance that both have it. Outcomes travel as lines of JSON on a 
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import socket
@@ -17,15 +18,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from jobrunner.jobs import ClaimedJob
 
+DONE = "done"  # in the place of an ending: it is in the database already, a transactional task wrote it
+LOST = "lost"  # likewise: the attempt found itself superseded and wrote nothing
 INLINE_LIMIT = 48_000  # bytes of a datagram; a socket buffer holds at least four of them. Larger arguments travel as an open file
 _BUFFER = 64_000
-_ROOM_FOR_DESCRIPTORS = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+_ROOM_FOR_DESCRIPTORS = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 # A pair that keeps message boundaries and tells when the other side is gone; macOS has no SEQPACKET for local sockets.
 JOB_SOCKET = socket.SOCK_SEQPACKET if hasattr(socket, "SOCK_SEQPACKET") and os.uname().sysname == "Linux" else socket.SOCK_DGRAM
 
 
 class Assignment(NamedTuple):
-    """A job as the child sees it."""
+    """A job as the child sees it.
+
+    Attributes:
+        time_limit_ms: milliseconds, or None.
+        limits: `soft_ms`, `cpu_ms`, `memory`, `output`, `processes`, each a number or None; None for a job without any.
+        checkpoint: JSON text of an earlier attempt, or None.
+    """
 
     id: int
     lease: int
@@ -33,13 +42,30 @@ class Assignment(NamedTuple):
     max_attempts: int
     task: str
     queue: str
+    time_limit_ms: int | None
+    limits: dict[str, int | None] | None
+    checkpoint: str | None
     args: dict[str, Any]
+
+
+class Order(NamedTuple):
+    """What a worker tells a child about one running attempt.
+
+    Attributes:
+        reason: `cancelled`, `deploy`, `superseded`, or `timeout` for the soft time limit.
+        interrupt: raise an exception in the task now; otherwise `should_stop()` turns true.
+    """
+
+    id: int
+    lease: int
+    reason: str
+    interrupt: bool
 
 
 def encode_job(job: ClaimedJob) -> bytes:
     """A job as bytes; its arguments are copied as text, never parsed here."""
-    head = json.dumps((job.id, job.lease, job.attempt, job.max_attempts, job.task, job.queue))
-    return f"{head[:-1]},{job.args}]".encode()
+    head = json.dumps((job.id, job.lease, job.attempt, job.max_attempts, job.task, job.queue, job.time_limit_ms))
+    return f"{head[:-1]},{job.limits or 'null'},{json.dumps(job.checkpoint)},{job.args}]".encode()
 
 
 def send_job(sock: socket.socket, data: bytes) -> None:
@@ -72,6 +98,21 @@ def decode_job(data: bytes) -> Assignment:
 def job_id(data: bytes) -> int:
     """The id of an encoded job, without parsing its arguments."""
     return int(data[1 : data.index(b",")])
+
+
+def send_order(sock: socket.socket, order: Order) -> None:
+    """Send without waiting; an order that finds the socket full is lost: the harder one that follows does not need it."""
+    with contextlib.suppress(OSError):
+        sock.send(json.dumps(order).encode(), socket.MSG_DONTWAIT)
+
+
+def receive_order(sock: socket.socket) -> Order | None:
+    """The next order, without waiting; None when there is none."""
+    try:
+        data = sock.recv(_BUFFER, socket.MSG_DONTWAIT)
+    except OSError:
+        return None
+    return Order(*json.loads(data)) if data else None
 
 
 def send_message(sock: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from typing import Any
 from urllib.parse import quote
 
@@ -220,3 +223,18 @@ def test_a_password_that_is_not_encoded_is_never_shown(password):
     assert "nobody" not in told
     assert "tell" not in told
     assert "percent-encode" in caught.value.hint
+
+
+def test_a_wrong_password_on_the_command_line(strict):
+    """`jobrunner status` with a wrong password ends with 3, says where the address came from and what to do, and shows no password."""
+    wrong = "not-the-" + SECRET.partition("/")[0]
+    given = address(strict, password=wrong)
+    environment = {**os.environ, "JOBRUNNER_DSN": given.url}
+    said = subprocess.run([sys.executable, "-m", "jobrunner", "status"], capture_output=True, text=True, env=environment, check=False)
+    assert (said.returncode, said.stdout) == (3, "")
+    lines = said.stderr.splitlines()
+    assert lines[0] == f"error: cannot reach PostgreSQL at 127.0.0.1:{strict.port} (password refused)"
+    assert lines[1] == "  tried: JOBRUNNER_DSN · user shop · database postgres"
+    assert "~/.pgpass" in lines[2]
+    assert lines[2].endswith("[exit 3]")
+    assert wrong not in said.stderr

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from jobrunner.jobs import Ending, Succeeded, Unsuccessful, WorkerCounts
+from jobrunner.jobs import Ending, Succeeded, Unsuccessful, WorkerCounts, WorkerSight
 from jobrunner.states import State
 from tests.support.rows import ALIVE, EXPIRED, LEASE, STOPPED, TASK, Scene
 
@@ -261,7 +261,7 @@ def test_a_heartbeat_renews_only_a_lease_that_holds(connection, life, renewed):
     worker = scene.worker(life)
     query = "SELECT row_to_json(w)::text FROM jobrunner.workers w WHERE id = %s"
     before = scene.one(query, (worker,))
-    assert scene.store.heartbeat(worker, timedelta(hours=2), 1, WorkerCounts(1, 2, 3)) is renewed
+    assert scene.store.heartbeat(worker, timedelta(hours=2), WorkerSight(1), WorkerCounts(1, 2, 3)) is renewed
     assert (scene.one(query, (worker,)) != before) is renewed
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
-from jobrunner.jobs import Ending, Outcome, Succeeded, Unsuccessful, WorkerCounts
+from jobrunner.jobs import Ending, Leaving, Outcome, Succeeded, Unsuccessful, WorkerCounts, WorkerSight
 from jobrunner.states import FINISHED, LIVE, State
 from jobrunner.store import Floor
 from tests.support.rows import TASK, Scene
@@ -131,7 +131,9 @@ class Machine(RuleBasedStateMachine):
         self.floors: dict[tuple[int, int], Floor] = {}
 
     def new_worker(self) -> Worker:
-        return Worker(self.store.register_worker(FACTS, LEASE))
+        worker_id = self.store.register_worker(FACTS, LEASE)
+        assert worker_id is not None
+        return Worker(worker_id)
 
     def pick(self, data: st.DataObject, label: str) -> int:
         return data.draw(st.sampled_from(sorted(self.jobs)), label=label)
@@ -209,7 +211,7 @@ class Machine(RuleBasedStateMachine):
     @rule(who=st.integers(0, 2))
     def heartbeat(self, who: int) -> None:
         worker = self.workers[who]
-        assert self.store.heartbeat(worker.id, LEASE, None, COUNTS) is worker.alive
+        assert self.store.heartbeat(worker.id, LEASE, WorkerSight(), COUNTS) is worker.alive
 
     @rule(who=st.integers(0, 2))
     def held_jobs(self, who: int) -> None:
@@ -228,7 +230,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, 2))
     def stop_worker(self, who: int) -> None:
-        self.store.stop_worker(self.workers[who].id, "done", COUNTS)
+        self.store.stop_worker(self.workers[who].id, Leaving("done"), COUNTS)
         self.workers[who].stopped = True
 
     @rule(who=st.integers(0, 2))

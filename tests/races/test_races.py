@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from jobrunner.errors import DuplicateJob, IllegalTransition
-from jobrunner.jobs import Ending, Succeeded, Unsuccessful, WorkerCounts
+from jobrunner.jobs import Ending, Succeeded, Unsuccessful, WorkerCounts, WorkerSight
 from jobrunner.states import State
 from jobrunner.store import is_transient
 from tests.support.rows import EXPIRED, LEASE
@@ -37,7 +37,7 @@ def test_a_heartbeat_that_meets_a_rescue_learns_that_the_lease_is_lost(scene, se
     with rescuer.connection.transaction():
         rescuer.age_worker(worker)  # in here, so that by all that is committed the lease still holds
         assert rescuer.store.rescue()[1] == 1
-        heartbeat = late.call_blocked(lambda: late.store.heartbeat(worker, HOUR, None, COUNTS), scene)
+        heartbeat = late.call_blocked(lambda: late.store.heartbeat(worker, HOUR, WorkerSight(), COUNTS), scene)
     assert heartbeat.result(PATIENCE) is False
     assert scene.state(job_id) is State.QUEUED
 
@@ -49,7 +49,7 @@ def test_a_rescue_that_meets_a_heartbeat_leaves_the_worker_alone(scene, sessions
     scene.age_worker(worker, "lease_expires_at = clock_timestamp() + interval '300 milliseconds'")
     own, rescuer = sessions(), sessions.impatient()
     with own.connection.transaction():
-        assert own.store.heartbeat(worker, HOUR, None, COUNTS) is True
+        assert own.store.heartbeat(worker, HOUR, WorkerSight(), COUNTS) is True
         over = "SELECT lease_expires_at < now() FROM jobrunner.workers WHERE id = %s"
         wait_until(lambda: scene.one(over, (worker,)), timeout=PATIENCE, what="the committed lease is over")
         assert rescuer.store.rescue() == ([], 0)

@@ -12,7 +12,7 @@ from datetime import timedelta
 import psycopg
 
 from jobrunner.errors import DuplicateJob, IllegalTransition
-from jobrunner.jobs import Ending, Succeeded, Unsuccessful, WorkerCounts
+from jobrunner.jobs import Ending, Succeeded, Unsuccessful, WorkerCounts, WorkerSight
 from jobrunner.store import is_transient
 from tests.support.rows import TASK
 from tests.support.sessions import PATIENCE
@@ -51,7 +51,7 @@ class Actor:
 
     def lose_the_lease(self):
         self.session.age_worker(self.worker)
-        assert not self.store.heartbeat(self.worker, LEASE, None, WorkerCounts())
+        assert not self.store.heartbeat(self.worker, LEASE, WorkerSight(), WorkerCounts())
         self.worker = self.session.worker()
 
     def rescue(self):

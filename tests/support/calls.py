@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from jobrunner.states import TRANSITIONS
-from tests.support.rows import EXPIRED, FINISHED_COLUMNS, LEASE, TASK, Scene, fenced_parameters
+from tests.support.rows import EXPIRED, FINISHED_COLUMNS, LEASE, TASK, Scene, array, fenced_parameters
 
 RUNNING = 2000  # running jobs beside the queued ones, half of them under a lost worker
 FENCED = [transition.name for transition in TRANSITIONS if transition.fenced]
@@ -60,8 +60,9 @@ def parameters(filled: Filled, batch: int) -> dict[str, dict[str, Any]]:
     attempts = [(filled.first_running + number, LEASE) for number in range(batch)]
     first = filled.first_queued + filled.queued // 2
     queued: dict[str, Any] = {"ids": list(range(first, first + min(batch, max(1, filled.queued // 2))))}
-    counts = {"succeeded": 1, "failed": 1, "crashed": 1}
+    counts = {"succeeded": 1, "failed": 1, "crashed": 1, "claimed": 2}
     register = {"name": "w", "host": "h", "pid": 1, "kind": "test", "version": "0", "queues": [], "tasks": [], "slots": 1, "lease_ms": 1}
+    slot = {"pool": "default", "pool_slot": 1}
     return {
         **{name: fenced_parameters(name, attempts, delay_ms=5) for name in FENCED},
         "claim": {
@@ -73,7 +74,13 @@ def parameters(filled: Filled, batch: int) -> dict[str, dict[str, Any]]:
         "requeue": {"ids": [-job_id for job_id in queued["ids"]]},
         **{name: {"worker_ids": [filled.lost]} for name in ("rescue", "rescue_abort", "rescue_quarantine")},
         "held_jobs": {"worker_id": filled.alive}, "job_state": {"id": -first},
-        "heartbeat": {"worker_id": filled.alive, "lease_ms": 1000, "rss_bytes": None, **counts},
-        "stop_worker": {"worker_id": filled.alive, "last_exit": "done", **counts},
-        "register_worker": register, "lost_workers": {}, "ensure_partitions": {"ahead": 7},
+        "heartbeat": {"worker_id": filled.alive, "lease_ms": 1000, "rss_bytes": None, "memory_bytes": None, "running": "[]", **counts},
+        "stop_worker": {"worker_id": filled.alive, "last_exit": "done", "exit_code": 0, "error": None, "left_count": 0, "next_due_ms": None, **counts},
+        "register_worker": {**register, "pool": None, "pool_slot": None}, "give_up_slot": slot,
+        "set_tasks": {"worker_id": filled.alive, "tasks": [TASK]},
+        "log": {
+            "ids": array(job_id for job_id, _ in attempts), "leases": array(lease for _, lease in attempts), "lines": array([1] * batch),
+            "levels": array([20] * batch), "loggers": ["shop"] * batch, "messages": ["sold"] * batch, "age_ms": array([3] * batch),
+        },
+        "lost_workers": {}, "ensure_partitions": {"ahead": 7},
     }  # fmt: skip

@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from jobrunner import statements
-from jobrunner.jobs import Ending, Succeeded, Unsuccessful, WorkerCounts
+from jobrunner.jobs import Ending, Leaving, LogLine, Note, Succeeded, Unsuccessful, WorkerCounts, WorkerSight
 from jobrunner.states import TRANSITIONS, State
 from jobrunner.store import Store
 from tools.states_doc import headline
@@ -131,9 +131,12 @@ def test_the_store_passes_what_the_files_ask_for(monkeypatch):
     store.claim(1, [], "default", 0, 1)
     store.finish([Succeeded(1, 1, None, 1, 1, 1.0), *(Unsuccessful(ending, 1, 1) for ending in Ending)])
     store.start([])
-    store.register_worker(dict.fromkeys(FACTS), second)
-    store.heartbeat(1, second, None, counts)
-    store.stop_worker(1, "done", counts)
+    store.register_worker(dict.fromkeys(FACTS), second, slot=("pool", 1))
+    store.heartbeat(1, second, WorkerSight(), counts)
+    store.stop_worker(1, Leaving("done"), counts)
+    store.set_tasks(1, [])
+    store.note([Note(1, 1)])
+    store.log([LogLine(1, 1, 1, 20, "shop", "sold", 1.0)])
     store.held_jobs(1)
     store.ensure_partitions(1)
     store.cancel(1)

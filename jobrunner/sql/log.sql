@@ -1,0 +1,16 @@
+-- log: keeps lines that attempts logged. Changes no job.
+-- Parameters, arrays of one length: ids, leases bigint[]; lines integer[] (number within the attempt), levels smallint[] (as in Python's
+--   logging), loggers, messages text[]; age_ms bigint[] (how long ago it was logged).
+-- Guard: (id, lease) and running: the lines of a superseded attempt are dropped. Returns the job ids of the lines kept. Locks: none.
+-- Index: jobs_pkey, one probe a line.
+-- Trap avoided: without MATERIALIZED and the guesses (see succeed.sql) the planner may read the whole table of jobs for a join.
+WITH f AS MATERIALIZED (
+    SELECT * FROM unnest(:'ids'::bigint[], :'leases'::bigint[], :'lines'::integer[], :'levels'::smallint[], :'loggers'::text[], :'messages'::text[], :'age_ms'::bigint[])
+        AS f (id, lease, line, level, logger, message, age_ms)
+    WHERE f.lease BETWEEN 1 AND 9223372036854775806
+)
+INSERT INTO jobrunner.job_logs (job_id, lease, line, attempt, logged_at, level, logger, message)
+SELECT f.id, f.lease, f.line, j.attempt, now() - f.age_ms * interval '1 millisecond', f.level, f.logger, f.message
+FROM f JOIN jobrunner.jobs j ON j.id = f.id AND j.lease = f.lease
+WHERE j.state || '' = 'running'
+RETURNING job_id

@@ -1,0 +1,130 @@
+"""Owns what jobs print while it is caught: counting it, passing it on, cutting it into lines for the job's log.
+
+It must not let a job fill the log, the terminal or the worker's memory, nor a slow terminal hold up the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from typing import TYPE_CHECKING
+
+from jobrunner import clock
+from jobrunner.current import LOGGER
+from jobrunner.jobs import LogLine
+from jobrunner.texts import cut, storable
+from jobrunner.worker.capture import LEVELS, MESSAGE_LIMIT, STDERR, STDOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobrunner.worker.children import Child, Run
+
+MAX_LINES = 10_000  # of one attempt's log
+MAX_LOG_BYTES = 1_000_000  # of one attempt's log
+_CHUNK = 65_536  # bytes read at once
+_NAMES = {1: STDOUT, 2: STDERR}
+_WARNING = LEVELS[STDERR]
+_WAITING = 64  # chunks that may wait for a slow terminal; what comes then is not passed on
+
+
+class Logbook:
+    """Numbers the lines of attempts and stops keeping them where an attempt's log is full."""
+
+    def __init__(self) -> None:
+        self.lines: list[LogLine] = []
+
+    def add(self, run: Run, level: int, logger: str, message: str, logged_at: float) -> None:
+        """Keep a line of a running attempt, if there is room for it."""
+        if run.lines > MAX_LINES or run.log_bytes > MAX_LOG_BYTES:
+            return
+        run.lines += 1
+        run.log_bytes += len(message.encode()) + len(logger)
+        if run.lines > MAX_LINES or run.log_bytes > MAX_LOG_BYTES:
+            level, logger = _WARNING, LOGGER
+            message = f"the log of this attempt is full ({MAX_LINES:,} lines, {MAX_LOG_BYTES:,} bytes): what follows is not kept"
+        self.lines.append(LogLine(run.job.id, run.job.lease, run.lines, level, logger, message, logged_at))
+
+
+class Outputs:
+    """Reads the pipes into which children print while a job's output is caught."""
+
+    def __init__(self, logbook: Logbook, exceeded: Callable[[Child, Run, int, float], None]) -> None:
+        self._logbook, self._exceeded = logbook, exceeded
+        self._tee: Tee | None = None
+
+    def read(self, child: Child, number: int) -> None:
+        """Take in what waits in one pipe."""
+        descriptor = child.outputs.get(number)
+        while descriptor is not None:
+            try:
+                data = os.read(descriptor, _CHUNK)
+            except (BlockingIOError, OSError):
+                return
+            if not data:
+                return
+            self._take(child, number, data)
+
+    def finish(self, child: Child, run: Run) -> None:
+        """The attempt is over: what it printed last counts, and a line without an end is a line."""
+        if run.keep_output is None:
+            return
+        for number in child.outputs:
+            self.read(child, number)
+            rest = child.rests.pop(number, b"")
+            if rest and run.keep_output:
+                self._line(run, number, rest)
+
+    def _take(self, child: Child, number: int, data: bytes) -> None:
+        run = next(child.active(), None)
+        if run is None:
+            return
+        limit = run.limits.get("output") if run.limits is not None else None
+        allowed = data if limit is None else data[: max(0, limit - run.output)]
+        run.output += len(data)
+        self._pass_on(number, allowed)
+        if run.keep_output:
+            *lines, child.rests[number] = (child.rests.get(number, b"") + allowed).split(b"\n")
+            if len(child.rests[number]) > _CHUNK:
+                lines.append(child.rests.pop(number))
+            for line in lines:
+                self._line(run, number, line)
+        if limit is not None and run.output > limit:
+            if run.kill is None:
+                text = f"output cut: it is longer than its output_limit of {limit:,} bytes"
+                self._logbook.add(run, _WARNING, LOGGER, text, clock.monotonic())
+            self._exceeded(child, run, limit, clock.monotonic())
+
+    def _line(self, run: Run, number: int, data: bytes) -> None:
+        text = cut(storable(data.decode("utf-8", "backslashreplace").rstrip("\r")), MESSAGE_LIMIT)
+        self._logbook.add(run, LEVELS[_NAMES[number]], _NAMES[number], text, clock.monotonic())
+
+    def _pass_on(self, number: int, data: bytes) -> None:
+        if data:
+            if self._tee is None:
+                self._tee = Tee()
+            self._tee.write(number, data)
+
+
+class Tee(threading.Thread):
+    """Writes to the worker's own stdout and stderr; what a slow reader does not take in time is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__(name="jobrunner-output", daemon=True)
+        self._waiting: queue.Queue[tuple[int, bytes]] = queue.Queue(_WAITING)
+        self.start()
+
+    def write(self, number: int, data: bytes) -> None:
+        """Leave it for the thread."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait((number, data))
+
+    def run(self) -> None:
+        """Write until the process ends."""
+        while True:
+            number, data = self._waiting.get()
+            with contextlib.suppress(OSError):
+                while data:
+                    data = data[os.write(number, data) :]

@@ -1,0 +1,178 @@
+"""Owns the child's side of the talk with its worker: lines that go out, orders that come in and interrupt a running task.
+
+It must not run task code nor know the database.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+from jobrunner import clock
+from jobrunner.current import current_or_none
+from jobrunner.errors import JobStopped, SoftTimeLimitExceeded
+from jobrunner.worker import wire
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from types import FrameType
+
+    from jobrunner.current import JobContext
+
+# Sent to one child, never to its group. A real-time signal where there are some: SIGUSR1 and 2 are often the application's.
+INTERRUPT = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
+
+
+class Outbox:
+    """Lines to the worker; whole ones, whatever thread sends them."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        # Reentrant: an interrupt may come while the main thread holds it, and its handler logs.
+        self._lock = threading.RLock()
+
+    def send(self, fields: list[Any]) -> None:
+        """Send one line. Raises BrokenPipeError or ConnectionError when the worker is gone."""
+        data = json.dumps(fields).encode() + b"\n"
+        with self._lock:
+            self._sock.sendall(data)
+
+    def log(self, context: JobContext, level: int, logger: str, message: str) -> None:
+        """Send a line for the job's log."""
+        self.send(["log", context.id, context.lease, level, logger, message, clock.monotonic()])
+
+
+class Voice:
+    """The tie of one attempt; see `jobrunner.current.Voice`.
+
+    Args:
+        outbox: where notes go.
+        ear: takes in the orders of this child, for whichever attempt they are.
+    """
+
+    __slots__ = ("_ear", "_id", "_lease", "_outbox")
+
+    def __init__(self, outbox: Outbox, ear: Ear, job: wire.Assignment) -> None:
+        self._outbox, self._ear, self._id, self._lease = outbox, ear, job.id, job.lease
+
+    def note(self, fraction: float | None, text: str | None, checkpoint: str | None) -> None:
+        """Send a note."""
+        self._outbox.send(["note", self._id, self._lease, fraction, text, checkpoint])
+
+    def listen(self) -> None:
+        """Take in waiting orders."""
+        self._ear.listen()
+
+
+class Ear:
+    """Takes in orders and carries them out on the attempts that this child runs. Base of one for each way of running."""
+
+    def __init__(self, orders: socket.socket) -> None:
+        self.orders = orders
+        self.attempts: dict[int, JobContext] = {}
+
+    def began(self, context: JobContext) -> None:
+        """From now on orders for this attempt count."""
+        self.attempts[context.id] = context
+
+    def ended(self, context: JobContext) -> None:
+        """Orders for this attempt come too late from now on."""
+        self.attempts.pop(context.id, None)
+
+    def listen(self) -> None:
+        """Carry out every order that waits; may raise what interrupts the task that calls this."""
+        while (order := wire.receive_order(self.orders)) is not None:
+            context = self.attempts.get(order.id)
+            if context is None or context.lease != order.lease:
+                continue  # it has ended meanwhile
+            context.stop(order.reason)
+            if order.interrupt and context.interruptible:
+                soft = order.reason == "timeout"
+                self.interrupt(context, SoftTimeLimitExceeded(context.soft_seconds or 0.0) if soft else JobStopped(order.reason))
+
+    def interrupt(self, context: JobContext, error: BaseException) -> None:
+        """Raise `error` in the task."""
+        raise NotImplementedError
+
+
+class ProcessEar(Ear):
+    """For a child that runs one job at a time in its main thread: a signal makes it listen, so that it can be interrupted anywhere.
+
+    The exception comes between two Python instructions; a call into C is interrupted when it returns (`time.sleep`, locks and
+    reads of sockets return at once).
+    """
+
+    def __init__(self, orders: socket.socket) -> None:
+        super().__init__(orders)
+        self.coroutine: asyncio.Task[Any] | None = None
+        self.pending: BaseException | None = None
+        signal.signal(INTERRUPT, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.listen()
+
+    def interrupt(self, context: JobContext, error: BaseException) -> None:  # noqa: ARG002  there is only one
+        """Raise in the main thread; a coroutine is cancelled instead: an exception from nowhere would break its event loop."""
+        if self.coroutine is None:
+            raise error
+        self.pending = error
+        self.coroutine.get_loop().call_soon_threadsafe(self.coroutine.cancel)
+
+
+class ThreadEar(Ear):
+    """For a child that runs jobs in threads: the exception is left for the thread's next Python instruction.
+
+    A thread that waits in C (`time.sleep`, a socket) finds it only when that call returns.
+    """
+
+    def __init__(self, orders: socket.socket) -> None:
+        super().__init__(orders)
+        self.threads: dict[int, int] = {}
+
+    def interrupt(self, context: JobContext, error: BaseException) -> None:
+        """Leave the exception's class for the thread: CPython takes a class, so the reason is read from the context later."""
+        thread = self.threads.get(context.id)
+        if thread == threading.get_ident():
+            raise error
+        if thread is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_class_for_thread(error)))
+
+
+class _StoppedInThread(JobStopped):
+    """JobStopped as a thread gets it: made without arguments, with the reason of the attempt that it is raised in."""
+
+    def __init__(self) -> None:
+        context = current_or_none()
+        super().__init__((context.stop_reason if context is not None else None) or "cancelled")
+
+
+class _SoftLimitInThread(SoftTimeLimitExceeded):
+    """SoftTimeLimitExceeded as a thread gets it, made without arguments."""
+
+    def __init__(self) -> None:
+        context = current_or_none()
+        super().__init__(context.soft_seconds or 0.0 if context is not None else 0.0)
+
+
+def _class_for_thread(error: BaseException) -> type[BaseException]:
+    return _SoftLimitInThread if isinstance(error, SoftTimeLimitExceeded) else _StoppedInThread
+
+
+class LoopEar(Ear):
+    """For a child that runs coroutines side by side: the coroutine is cancelled, and its end is then read as the order said."""
+
+    def __init__(self, orders: socket.socket) -> None:
+        super().__init__(orders)
+        self.coroutines: dict[int, asyncio.Task[Any]] = {}
+        self.pending: dict[int, BaseException] = {}
+
+    def interrupt(self, context: JobContext, error: BaseException) -> None:
+        """Cancel the coroutine at the `await` that it waits in."""
+        coroutine = self.coroutines.get(context.id)
+        if coroutine is not None:
+            self.pending[context.id] = error
+            coroutine.cancel()
