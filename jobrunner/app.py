@@ -5,6 +5,7 @@ It must not do the work itself, nor import Flask: `jobrunner.flask` knows that s
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -14,12 +15,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from jobrunner.checks import RUN_CHECKS
-from jobrunner.errors import ConfigurationError
 from jobrunner.handle import Job
 from jobrunner.loading import find_jobrunner
 from jobrunner.payload import decode_args
 from jobrunner.policies import Policy, Running
-from jobrunner.settings import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Dsn, find_dsn, parse_dsn
+from jobrunner.settings import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Dsn, find_dsn, find_size, parse_dsn
 from jobrunner.tasks import AsyncTask, Registry, Task, TaskDecorator, TransactionalDecorator
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ class JobRunner:
         app: a Flask app; or call `init_app` later.
         dsn: the database; without it `JOBRUNNER_DSN`, the Flask config, `DATABASE_URL`, then the embedded PostgreSQL.
         session: a Session, scoped_session (`db.session`) or function that gives one: `enqueue` then writes in its transaction.
-        max_payload_bytes: of one job's arguments as JSON; above 0.
+        max_payload_bytes: of one job's arguments as JSON: bytes or text such as `2MB`, above 0; without it
+            `JOBRUNNER_MAX_PAYLOAD_BYTES` of the environment, then of the Flask config, then a million.
+        max_result_bytes: of one job's return value as JSON, found in the same way; an attempt that returns more has failed.
         wakeups: whether to send hints to idle workers; without them they find jobs by polling.
         name: shown where several applications share a database.
     """
@@ -57,17 +59,15 @@ class JobRunner:
         *,
         dsn: str | None = None,
         session: Any = None,
-        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
-        max_result_bytes: int = MAX_RESULT_BYTES,
+        max_payload_bytes: int | str | None = None,
+        max_result_bytes: int | str | None = None,
         wakeups: bool = True,
         name: str | None = None,
     ) -> None:
-        if max_payload_bytes <= 0:
-            raise ConfigurationError(f"JobRunner(max_payload_bytes={max_payload_bytes!r}): expected a number of bytes above 0")
         self.name = name
         self.session = session
-        self.max_payload_bytes = max_payload_bytes
-        self.max_result_bytes = max_result_bytes
+        self._sizes = max_payload_bytes, max_result_bytes
+        self.find_sizes({})
         self.registry = Registry()
         self.wakeups = wakeups and os.environ.get("JOBRUNNER_WAKEUPS", "").strip().lower() not in _OFF
         self.app: Flask | None = None
@@ -88,6 +88,16 @@ class JobRunner:
         from jobrunner import flask  # the only place where Flask is needed; plain use works without it installed
 
         flask.init(app, self)
+
+    def find_sizes(self, config: Mapping[str, Any]) -> None:
+        """Set `max_payload_bytes` and `max_result_bytes` from the arguments, the environment and a Flask config, in this order.
+
+        Raises:
+            ConfigurationError: a value is no size; the message names its source.
+        """
+        payload, result = self._sizes
+        self.max_payload_bytes = find_size("max_payload_bytes", MAX_PAYLOAD_BYTES, payload, config)
+        self.max_result_bytes = find_size("max_result_bytes", MAX_RESULT_BYTES, result, config)
 
     @overload
     def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
@@ -202,8 +212,10 @@ class JobRunner:
         return f"<JobRunner{' ' + label if label else ''}, {len(self.registry)} tasks>"
 
 
+@functools.cache
 def _enqueue() -> Any:
-    return sys.modules.get("jobrunner.enqueue") or importlib.import_module("jobrunner.enqueue")
+    # Not out of `sys.modules`: two threads may enqueue for the first time at once, and there the module stands half imported.
+    return importlib.import_module("jobrunner.enqueue")
 
 
 def _embedded() -> Dsn:

@@ -82,18 +82,19 @@ def submit(application: Application, task: Task[..., Any], options: Options, arg
     if fence is not None:
         parameters |= _fence_parameters(fence)
     place = _place(application, options)
+    committed = isinstance(place, places.OwnTransaction)
     rows = place.rows(statement, parameters)
     if not rows:
         if fence is not None:
             _check(place, fence)
         job_id, created = _find_or_insert(place, statement, parameters)
         if not created:
-            return Job(application, job_id, State.QUEUED.value, created=False)
+            return Job(application, job_id, State.QUEUED.value, created=False, seen=committed)
     else:
         job_id = rows[0][0]
     later = _is_later(options)
     place.written(1, None if later else _hint(application, place, options))
-    return Job(application, job_id, "scheduled" if later else State.QUEUED.value)
+    return Job(application, job_id, "scheduled" if later else State.QUEUED.value, seen=committed)
 
 
 def submit_many(application: Application, task: Task[..., Any], options: Options, calls: Iterable[Any]) -> Sequence[int]:

@@ -121,6 +121,16 @@ class JobNotFound(JobrunnerError):
         self.job_id = job_id
 
 
+class ResultExpired(JobNotFound):
+    """The job existed, as this program saw itself, and its row is gone: retention dropped it, and its result with it."""
+
+    hint = "ask for results soon after the job has finished, or keep history longer; what must last belongs in a table of your own"
+
+    def __init__(self, job_id: int) -> None:
+        JobrunnerError.__init__(self, f"the result of job {job_id} has expired: its row was there and was deleted since")
+        self.job_id = job_id
+
+
 class IllegalTransition(JobrunnerError):
     """The job is in a state from which the asked transition does not exist."""
 
@@ -137,13 +147,44 @@ class LeaseLost(JobrunnerError):
         self.job_id, self.lease = job_id, lease
 
 
-class JobFailed(JobrunnerError):
-    """`job.result()` of a job that failed or was quarantined; `error_type` and `message` are those of the last attempt."""
+class _RemoteTraceback(Exception):
+    """Stands for the exception in the worker: its text is the traceback from there, so that an uncaught JobFailed prints it."""
 
-    def __init__(self, job_id: int, state: str, error_type: str | None, message: str | None, traceback: str | None = None) -> None:
-        super().__init__(f"job {job_id} {state}: {error_type or 'unknown error'}: {message or ''}".rstrip(": "))
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0].rstrip()}\n"""'
+
+
+class JobFailed(JobrunnerError):
+    """`job.result()` of a job that failed or was quarantined; all but the id is about its last attempt.
+
+    Attributes:
+        state: `failed` or `quarantined`.
+        error_type, message: of the exception, or of what ended the process.
+        traceback: from the worker, as text; `__cause__` shows it where this exception is printed. None when there was no exception.
+        exit_cause: `exception`, `timeout`, `signal 9`, `exit 1`, `lost worker`, …; see `v_attempts`.
+    """
+
+    def __init__(
+        self,
+        job_id: int,
+        state: str,
+        error_type: str | None,
+        message: str | None,
+        traceback: str | None = None,
+        exit_cause: str | None = None,
+    ) -> None:
+        failed = "was quarantined" if state == "quarantined" else state
+        super().__init__(
+            f"job {job_id} {failed}: {error_type or 'unknown error'}: {message or ''}".rstrip(": "),
+            hint=f"see:   jobrunner jobs show {job_id}",
+        )
         self.job_id, self.state = job_id, state
-        self.error_type, self.message, self.traceback = error_type, message, traceback
+        self.error_type, self.message, self.traceback, self.exit_cause = error_type, message, traceback, exit_cause
+        if traceback:
+            self.__cause__ = _RemoteTraceback(traceback)
 
 
 class JobCancelled(JobrunnerError):

@@ -15,7 +15,6 @@ import click
 from flask import Flask  # noqa: TC002  this module is where Flask is needed
 
 from jobrunner.errors import ConfigurationError
-from jobrunner.settings import parse_size
 
 if TYPE_CHECKING:
     from jobrunner.app import JobRunner
@@ -40,8 +39,8 @@ jobs_group = _Jobs("jobs", help="Background jobs: the commands of `jobrunner` fo
 def init(app: Flask, jobs: JobRunner) -> None:
     """Connect an app and a JobRunner; what `JobRunner.init_app` does.
 
-    Config keys: `JOBRUNNER_DSN` (else `SQLALCHEMY_DATABASE_URI`), `JOBRUNNER_MAX_PAYLOAD_BYTES`, `JOBRUNNER_WAKEUPS`. The first two
-    are read when the database is first used, so they may be set after this call.
+    Config keys: `JOBRUNNER_DSN` (else `SQLALCHEMY_DATABASE_URI`), `JOBRUNNER_MAX_PAYLOAD_BYTES`, `JOBRUNNER_MAX_RESULT_BYTES`,
+    `JOBRUNNER_WAKEUPS`. The first two are read when the database is first used, so they may be set after this call.
 
     Raises:
         ConfigurationError: the app has another JobRunner, or a value is malformed.
@@ -51,8 +50,7 @@ def init(app: Flask, jobs: JobRunner) -> None:
         raise ConfigurationError(
             f"the Flask app {app.name!r} has a JobRunner already", hint="one JobRunner per app; import the one that is there"
         )
-    if "JOBRUNNER_MAX_PAYLOAD_BYTES" in app.config:
-        jobs.max_payload_bytes = parse_size(app.config["JOBRUNNER_MAX_PAYLOAD_BYTES"], "JOBRUNNER_MAX_PAYLOAD_BYTES")
+    jobs.find_sizes(app.config)
     if "JOBRUNNER_WAKEUPS" in app.config and not _truth(app.config["JOBRUNNER_WAKEUPS"]):
         jobs.wakeups = False
     app.extensions[EXTENSION] = jobs

@@ -5,30 +5,23 @@ It must not cache more than the last state seen, nor change a row by itself: the
 
 from __future__ import annotations
 
-import time
+import json
+import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from jobrunner import payload
-from jobrunner.errors import JobCancelled, JobFailed, JobNotFound
+from jobrunner.errors import JobCancelled, JobFailed, JobNotFound, ResultExpired
 from jobrunner.states import FINISHED, State
 
 if TYPE_CHECKING:
+    from jobrunner.looking import Row
     from jobrunner.store import Database
     from jobrunner.tasks import Registry
 
 R = TypeVar("R")
 
-FIRST_POLL = 0.005  # seconds between looks at a job that was just enqueued; most results are there within milliseconds
-LONGEST_POLL = 0.25  # and of one that takes its time
-POLL_GROWTH = 1.5
-
 _STATE = "SELECT state FROM jobrunner.v_jobs WHERE id = %s"
-_IS_LIVE = "SELECT 1 FROM jobrunner.jobs WHERE id = %s"
-_FINISHED = (
-    "SELECT state, task, result, last_error_type, last_error FROM jobrunner.job_history WHERE id = %s ORDER BY finished_at DESC LIMIT 1"
-)
-_TRACEBACK = "SELECT traceback FROM jobrunner.job_attempts WHERE job_id = %s ORDER BY finished_at DESC LIMIT 1"
 
 
 class Owner(Protocol):
@@ -56,10 +49,11 @@ class Job(Generic[R]):
             quarantined. `refresh()` looks again.
     """
 
-    __slots__ = ("_owner", "created", "id", "state")
+    __slots__ = ("_owner", "_seen", "created", "id", "state")
 
-    def __init__(self, owner: Owner, job_id: int, state: str, *, created: bool = True) -> None:
+    def __init__(self, owner: Owner, job_id: int, state: str, *, created: bool = True, seen: bool = False) -> None:
         self._owner = owner
+        self._seen = seen  # whether the row is known to have been committed
         self.id = job_id
         self.state = state
         self.created = created
@@ -68,48 +62,54 @@ class Job(Generic[R]):
         """Read the state again, on a connection of its own.
 
         Raises:
-            JobNotFound: no such row: the transaction that enqueued it is still open or was rolled back, or history was pruned.
+            JobNotFound: no such row: the transaction that enqueued it is still open or was rolled back.
+            ResultExpired (a JobNotFound): the row was there, and retention has dropped it since.
         """
-        rows = self._read(_STATE)
-        if not rows:
-            raise JobNotFound(self.id)
-        self.state = rows[0][0]
+        with self._owner.database.store() as store:
+            row = store.connection.execute(_STATE, (self.id,)).fetchone()
+        if row is None:
+            raise ResultExpired(self.id) if self._seen else JobNotFound(self.id)
+        self._saw(row[0])
         return self
 
     def wait(self, timeout: float | timedelta | None = None) -> str:
-        """Wait until the job is finished, looking at first every 5 ms, later every 250 ms.
+        """Wait until the job is finished.
+
+        All who wait in this process share one connection and one thread, which looks every 2 ms at jobs that were just enqueued
+        and four times a second at those that take long. An outage of the database is waited through, up to `timeout`.
 
         Args:
-            timeout: seconds or timedelta; None waits for ever.
+            timeout: seconds or timedelta; 0 looks once; None waits for ever, as long as the database answers.
 
         Returns:
             The final state.
 
         Raises:
-            TimeoutError: it is not finished yet; the job goes on.
-            JobNotFound: as for `refresh`.
+            TimeoutError: it is not finished yet, or the database did not say so in time (`__cause__` then says why); the job goes on.
+            JobNotFound: no such row: the transaction that enqueued it is still open or was rolled back.
+            ResultExpired (a JobNotFound): the row was there, and retention has dropped it since.
+            DatabaseUnreachable: there was no timeout, and the database has not answered for two minutes.
         """
-        self._await_finish(timeout)
-        return self.state
+        return self._await_finish(timeout).state
 
     def result(self, timeout: float | timedelta | None = None) -> R:
         """Wait until the job is finished and give what the function returned, decoded by its return annotation.
 
         Args:
-            timeout: seconds or timedelta; None waits for ever.
+            timeout: as for `wait`.
 
         Raises:
-            JobFailed: it failed or was quarantined; has the error of the last attempt.
+            JobFailed: it failed or was quarantined; has the error and the traceback of the last attempt.
             JobCancelled: it was cancelled.
-            TimeoutError, JobNotFound: as for `wait`.
+            TimeoutError, JobNotFound, ResultExpired, DatabaseUnreachable: as for `wait`.
         """
-        state, task, value, error_type, error = self._await_finish(timeout)
-        if state == State.CANCELLED:
+        row = self._await_finish(timeout)
+        if row.state == State.CANCELLED:
             raise JobCancelled(self.id)
-        if state != State.SUCCEEDED:
-            rows = self._read(_TRACEBACK)
-            raise JobFailed(self.id, state, error_type, error, rows[0][0] if rows else None)
-        annotation = self._owner.registry[task].result_annotation if task in self._owner.registry else Any
+        if row.state != State.SUCCEEDED:
+            raise JobFailed(self.id, row.state, row.error_type, row.error, row.traceback, row.exit_cause)
+        annotation = self._owner.registry[row.task].result_annotation if row.task in self._owner.registry else Any
+        value = None if row.result is None else json.loads(row.result)
         return payload.decode_result(annotation, value)  # type: ignore[no-any-return]
 
     def cancel(self) -> Literal["cancelled", "requested"]:
@@ -121,7 +121,7 @@ class Job(Generic[R]):
         with self._owner.database.store() as store:
             answer = store.cancel(self.id)
         if answer == "cancelled":
-            self.state = State.CANCELLED.value
+            self._saw(State.CANCELLED.value)
             return "cancelled"
         return "requested"
 
@@ -134,38 +134,21 @@ class Job(Generic[R]):
         """
         with self._owner.database.store() as store:
             queue = store.requeue(self.id)
-        self.state = State.QUEUED.value
+        self._saw(State.QUEUED.value)
         self._owner.wake(queue)
 
-    def _await_finish(self, timeout: float | timedelta | None) -> tuple[Any, ...]:
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        deadline = None if seconds is None else time.monotonic() + seconds
-        pause = FIRST_POLL
-        missing = 0
-        while True:
-            if not self._read(_IS_LIVE):
-                rows = self._read(_FINISHED)
-                if rows:
-                    self.state = rows[0][0]
-                    return rows[0]  # type: ignore[no-any-return]
-                # Between the two reads an operator may have brought it back from history: one more look decides.
-                missing += 1
-                if missing > 1:
-                    raise JobNotFound(self.id)
-                continue
-            missing = 0
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                self.refresh()
-                if self.state in FINISHED:
-                    continue
-                raise TimeoutError(f"job {self.id} is not finished after {seconds} s: it is {self.state}")
-            time.sleep(pause if left is None else min(pause, left))
-            pause = min(pause * POLL_GROWTH, LONGEST_POLL)
+    def _await_finish(self, timeout: float | timedelta | None) -> Row:
+        from jobrunner.waiters import watcher_of  # only who waits pays for the driver
 
-    def _read(self, query: str) -> list[Any]:
-        with self._owner.database.store() as store:
-            return store.connection.execute(query, (self.id,)).fetchall()
+        seconds = _seconds(timeout)
+        row = watcher_of(self._owner.database.dsn).wait(self.id, seconds, seen=self._seen)
+        self._saw(row.state)
+        if row.state not in FINISHED:
+            raise TimeoutError(f"job {self.id} is not finished after {seconds:g} s: it is {row.state}")
+        return row
+
+    def _saw(self, state: str) -> None:
+        self.state, self._seen = state, True
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Job) and other.id == self.id
@@ -175,3 +158,13 @@ class Job(Generic[R]):
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.state}>"
+
+
+def _seconds(timeout: object) -> float | None:
+    if isinstance(timeout, timedelta):
+        return timeout.total_seconds()
+    if timeout is None or timeout == math.inf:
+        return None
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or math.isnan(timeout):
+        raise TypeError(f"timeout={timeout!r}: expected seconds, a timedelta or None")
+    return timeout

@@ -219,27 +219,33 @@ def encode_result(value: object, max_bytes: int) -> str:
     """A return value as JSON text, by what it is: dates as text, dataclasses as objects, sets as lists.
 
     Raises:
-        InvalidPayload: naming the `return value`; whatever the value does while it is read, nothing else is raised.
+        InvalidPayload: naming the `return value`; whatever the value does while it is read, nothing else is raised. The message itself
+            says what to return instead: of an error in a worker the message is all that is kept.
     """
-    return _encoded(value, max_bytes, RETURN_VALUE, "return")
+    raising = "or raise max_result_bytes (JOBRUNNER_MAX_RESULT_BYTES)"
+    return _encoded(value, max_bytes, RETURN_VALUE, "return", f"store the data in a table or a file and return its id or path, {raising}")
 
 
 def encode_checkpoint(value: object, max_bytes: int) -> str:
     """A checkpoint as JSON text, as `encode_result` does it. Raises InvalidPayload naming the `checkpoint`."""
-    return _encoded(value, max_bytes, CHECKPOINT, "keep")
+    return _encoded(value, max_bytes, CHECKPOINT, "keep", "store the data and keep its id")
 
 
-def _encoded(value: object, max_bytes: int, what: str, verb: str) -> str:
+def _encoded(value: object, max_bytes: int, what: str, verb: str, instead_of_large: str) -> str:
     try:
         text, size = jsonvalues.checked_text(jsonvalues.plain(value, rich=True))
     except Refusal as refusal:
         instead = refusal.instead.replace("pass ", f"{verb} ").replace("passing", f"{verb}ing")
-        raise InvalidPayload(refusal.path(what), refusal.problem, instead=instead) from None
+        raise InvalidPayload(refusal.path(what), _with_advice(refusal.problem, instead)) from None
     except Exception as error:
-        raise InvalidPayload(what, f"cannot be read: {type(error).__name__}") from error
+        raise InvalidPayload(what, _with_advice(f"cannot be read: {type(error).__name__}", f"{verb} plain data")) from error
     if size > max_bytes:
-        raise InvalidPayload(what, f"is {size:,} bytes of JSON; the limit is {max_bytes:,}", instead=f"store the data and {verb} its id")
+        raise InvalidPayload(what, _with_advice(f"is {size:,} bytes of JSON; the limit is {max_bytes:,}", instead_of_large))
     return text
+
+
+def _with_advice(problem: str, instead: str) -> str:
+    return f"{problem}: {instead}" if instead else problem
 
 
 def decode_result(annotation: Any, value: Any) -> Any:

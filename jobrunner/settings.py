@@ -170,6 +170,28 @@ def parse_size(value: int | str, what: str) -> int:
     return size
 
 
+def find_size(name: str, default: int, given: int | str | None = None, config: Mapping[str, object] | None = None) -> int:
+    """A size in bytes: the argument, else `JOBRUNNER_<NAME>` in the environment, else that key of the Flask config, else `default`.
+
+    Args:
+        name: of the argument of `JobRunner`, such as `max_result_bytes`.
+        default: bytes.
+        given: the argument: bytes or text such as `2MB`; None when there was none.
+        config: of the Flask app.
+
+    Raises:
+        ConfigurationError: the first source that is set holds no size above zero; the message names it.
+    """
+    key = f"JOBRUNNER_{name.upper()}"
+    if given is not None:
+        return parse_size(given, f"JobRunner: {name}")
+    if os.environ.get(key):
+        return parse_size(os.environ[key], key)
+    if config is not None and key in config:
+        return parse_size(str(config[key]), f"Flask config {key}")
+    return default
+
+
 def _from_keywords(text: str, origin: str) -> str:
     from urllib.parse import quote, urlencode
 

@@ -295,7 +295,7 @@ class Database:
             pool_use_lifo=True,
             connect_args={"prepare_threshold": None, "application_name": "jobrunner", "connect_timeout": 10},
         )
-        sa.event.listen(self.engine, "connect", _allow_preparing)
+        sa.event.listen(self.engine, "connect", allow_preparing)
 
     @contextmanager
     def store(self) -> Iterator[Store]:
@@ -315,7 +315,7 @@ class Database:
         self.engine.dispose()
 
 
-def _allow_preparing(connection: Connection[Any], _record: object) -> None:
+def allow_preparing(connection: Connection[Any], _record: object = None) -> None:
     """Statements that ask for it are prepared, on a direct connection only.
 
     Behind a pooler a prepared statement may be looked for in another server process. A pooler shows: the process that answers is

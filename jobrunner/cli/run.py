@@ -49,7 +49,6 @@ def _result(runner: JobRunner, task: Task[..., Any], data: dict[str, Any], *, pd
     from jobrunner.current import JobContext, running
     from jobrunner.errors import JobControl
     from jobrunner.payload import decode_args, encode_result
-    from jobrunner.settings import MAX_RESULT_BYTES
 
     args, kwargs = decode_args(task, data)
     context = JobContext(id=0, task=task.name, queue=task.policy.queue, attempt=1, max_attempts=task.policy.max_attempts, lease=0)
@@ -64,7 +63,7 @@ def _result(runner: JobRunner, task: Task[..., Any], data: dict[str, Any], *, pd
             raise
         except BaseException as error:
             raise _failed(task, error, pdb=pdb) from error
-    return encode_result(value, MAX_RESULT_BYTES)
+    return encode_result(value, runner.max_result_bytes)
 
 
 def _awaited(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from jobrunner import InvalidPayload, JobNotFound, JobRunner, SchemaMissing
 from jobrunner.settings import parse_dsn
+from tests.support.commands import run
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -256,3 +258,17 @@ def test_psycopg_is_not_left_in_a_transaction(jobs, task, dsn):
         task.enqueue_many([*[(number,) for number in range(600)], ("x",)])
     with jobs.database.store() as store:
         assert store.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+def test_the_first_enqueue_may_come_from_many_threads_at_once(dsn, connection, tmp_path):
+    """In a server that just started, requests that enqueue for the first time together all succeed, and so do those that wait."""
+    code = (
+        "import sys\nfrom concurrent.futures import ThreadPoolExecutor\nfrom threading import Barrier\nfrom jobrunner import JobRunner\n"
+        "jobs = JobRunner(dsn=sys.argv[1], wakeups=False)\nbarrier = Barrier(8)\nsys.setswitchinterval(1e-6)\n"
+        "@jobs.task\ndef work(number: int): ...\n"
+        "def request(number):\n    barrier.wait()\n    job = work.enqueue(number)\n"
+        "    try:\n        job.wait(0)\n    except TimeoutError:\n        return job.id\n"
+        "with ThreadPoolExecutor(8) as threads:\n    print(len(set(threads.map(request, range(8)))))\n"
+    )
+    assert run(sys.executable, "-c", code, dsn, cwd=tmp_path).stdout == "8\n"
+    assert connection.execute("SELECT count(*) FROM jobrunner.jobs").fetchone() == (8,)

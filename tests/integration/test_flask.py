@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from flask import Flask, current_app, has_app_context
 from flask.testing import FlaskCliRunner
@@ -34,11 +36,34 @@ def test_the_config_is_read(dsn, connection):
     jobs.close()
 
 
-@pytest.mark.parametrize(("key", "value"), [("JOBRUNNER_MAX_PAYLOAD_BYTES", "much"), ("JOBRUNNER_MAX_PAYLOAD_BYTES", 0)])
+@pytest.mark.parametrize("key", ["JOBRUNNER_MAX_PAYLOAD_BYTES", "JOBRUNNER_MAX_RESULT_BYTES"])
+@pytest.mark.parametrize("value", ["much", 0, -1, "0", True, None])
 def test_a_malformed_value_is_refused_at_start(key, value):
-    """The message names the key."""
-    with pytest.raises(ConfigurationError, match=key):
+    """The message names the key and that it is the config's."""
+    with pytest.raises(ConfigurationError, match=f"Flask config {key}="):
         JobRunner(build(**{key: value}))
+
+
+@pytest.mark.parametrize("name", ["max_payload_bytes", "max_result_bytes"])
+def test_sizes_come_from_argument_environment_config(name, monkeypatch):
+    """The argument, then the environment, then the config, whenever the app is connected; a malformed one is named with its source."""
+    key = f"JOBRUNNER_{name.upper()}"
+    thousand: dict[str, Any] = {name: 1000}
+    nothing: dict[str, Any] = {name: 0}
+    app = build(**{key: "3kB"})
+    assert getattr(JobRunner(), name) == 1_000_000
+    late = JobRunner()
+    late.init_app(app)
+    assert getattr(late, name) == 3000
+    monkeypatch.setenv(key, "2kB")
+    assert getattr(JobRunner(), name) == 2000
+    assert getattr(JobRunner(build(**{key: "3kB"})), name) == 2000
+    assert getattr(JobRunner(build(**{key: "3kB"}), **thousand), name) == 1000
+    with pytest.raises(ConfigurationError, match=f"JobRunner: {name}=0 must be above zero"):
+        JobRunner(**nothing)
+    monkeypatch.setenv(key, "much")
+    with pytest.raises(ConfigurationError, match=f"{key}='much' is not a size"):
+        JobRunner()
 
 
 def test_another_kind_of_database_is_refused(monkeypatch):

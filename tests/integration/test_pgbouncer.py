@@ -6,6 +6,7 @@ import os
 import pwd
 import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -14,7 +15,8 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from jobrunner import JobRunner, migrate
+from jobrunner import JobFailed, JobRunner, migrate
+from jobrunner.waiters import watcher_of
 from tests.support.revisions import start_upgrade
 from tests.support.waiting import wait_until
 from tests.support.workers import Ledger, rows, states, workers
@@ -84,6 +86,31 @@ def test_the_same_through_a_transaction_mode_pooler(pooled, fresh_dsn, tmp_path)
         assert worker.wait() == 0
     assert states(fresh_dsn) == {"succeeded": 232}
     assert rows(fresh_dsn, "SELECT max(attempt), max(crash_count) FROM jobrunner.v_jobs") == [(1, 0)]
+
+
+@pytest.mark.needs("pgbouncer")
+def test_results_through_a_transaction_mode_pooler(pooled, fresh_dsn, tmp_path):
+    """Many who wait at once, more than there are server connections, get their results and failures; no setting is left behind."""
+    jobs = JobRunner(dsn=pooled)
+
+    @jobs.task
+    def work(number: int) -> int: ...  # type: ignore[empty-body]
+
+    @jobs.task
+    def hostile(kind: str) -> None: ...
+
+    with workers(pooled, Ledger(tmp_path / "ledger").path, "-c", "2", "--poll", "0.05s", "--no-listen"):
+        with ThreadPoolExecutor(20) as threads:
+            assert list(threads.map(lambda number: work.enqueue(number).result(30), range(60))) == list(range(60))
+        with pytest.raises(JobFailed, match="Hostile"):
+            hostile.enqueue("str").result(30)
+        with pytest.raises(TimeoutError, match="it is scheduled"):
+            work.options(delay=60).enqueue(1).result(0.1)
+    watcher_of(jobs.dsn).close()
+    jobs.close()
+    with psycopg.connect(pooled, prepare_threshold=None) as one, psycopg.connect(pooled, prepare_threshold=None) as other:
+        modes = [connection.execute("SELECT current_setting('plan_cache_mode')").fetchone() for connection in (one, other)]
+    assert modes == [("auto",)] * 2
 
 
 def test_a_direct_connection_prepares_its_insert(fresh_dsn):
