@@ -105,6 +105,10 @@ class InvalidPayload(EnqueueError):
         self.argument, self.problem = argument, problem
 
 
+class UnstorableResult(InvalidPayload):
+    """What a task returned cannot be kept. Recorded as the error of a job that fails at once: its work is done, and would be again."""
+
+
 class DuplicateJob(EnqueueError):
     """A job with the same unique key is queued or running; `job_id` is that job."""
 

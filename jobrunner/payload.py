@@ -14,7 +14,7 @@ from typing import Any
 
 from jobrunner import codecs, jsonvalues
 from jobrunner.annotations import Compiler
-from jobrunner.errors import InvalidPayload
+from jobrunner.errors import InvalidPayload, UnstorableResult
 from jobrunner.jsonvalues import Refusal
 
 if typing.TYPE_CHECKING:
@@ -219,11 +219,15 @@ def encode_result(value: object, max_bytes: int) -> str:
     """A return value as JSON text, by what it is: dates as text, dataclasses as objects, sets as lists.
 
     Raises:
-        InvalidPayload: naming the `return value`; whatever the value does while it is read, nothing else is raised. The message itself
+        UnstorableResult: naming the `return value`; whatever the value does while it is read, nothing else is raised. The message itself
             says what to return instead: of an error in a worker the message is all that is kept.
     """
     raising = "or raise max_result_bytes (JOBRUNNER_MAX_RESULT_BYTES)"
-    return _encoded(value, max_bytes, RETURN_VALUE, "return", f"store the data in a table or a file and return its id or path, {raising}")
+    large = f"store the data in a table or a file and return its id or path, {raising}"
+    try:
+        return _encoded(value, max_bytes, RETURN_VALUE, "return", large)
+    except InvalidPayload as error:
+        raise UnstorableResult(error.argument, error.problem) from error.__cause__
 
 
 def encode_checkpoint(value: object, max_bytes: int) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner import payload
 from jobrunner.current import JobContext, running
-from jobrunner.errors import Cancel, Fail, JobControl, JobStopped, LeaseLost, Retry, Snooze, SoftTimeLimitExceeded
+from jobrunner.errors import Cancel, Fail, JobControl, JobStopped, LeaseLost, Retry, Snooze, SoftTimeLimitExceeded, UnstorableResult
 from jobrunner.jobs import Ending
 from jobrunner.texts import cut, storable
 from jobrunner.worker.failures import MESSAGE_LIMIT, describe
@@ -176,6 +176,8 @@ def ended_by(error: BaseException, job: Assignment) -> list[Any]:
         return _controlled(error)
     if isinstance(error, LeaseLost) and (error.job_id, error.lease) == (job.id, job.lease):
         return [LOST]
+    if isinstance(error, UnstorableResult):
+        return [Ending.FAIL, *describe(error), "exception", None]
     cause = "exception"
     if isinstance(error, SoftTimeLimitExceeded):
         cause = "timeout"

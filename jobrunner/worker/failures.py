@@ -8,6 +8,7 @@ from __future__ import annotations
 import traceback as tb
 from typing import NamedTuple
 
+from jobrunner.errors import JobrunnerError
 from jobrunner.fingerprint import fingerprint
 from jobrunner.texts import cut, storable
 
@@ -45,7 +46,8 @@ def describe(error: BaseException) -> Failure:
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
+        hint = error.hint if isinstance(error, JobrunnerError) else ""
+        return f"{error} ({hint})" if hint else str(error)
     except BaseException as second:  # noqa: BLE001  a hostile __str__ must not hide the exception's type
         return f"<str() of the exception raised {type(second).__name__}>"
 

@@ -62,12 +62,12 @@ def segfault() -> None:
     ctypes.string_at(0)
 
 
-@jobs.task(max_attempts=1)
+@jobs.task
 def long_text(size: int) -> str:
     return "x" * size
 
 
-@jobs.task(max_attempts=1)
+@jobs.task
 def raw_bytes() -> bytes:
     return b"x"
 
@@ -145,20 +145,20 @@ def test_given_up_and_called_off(shop):
         shop.call_off.enqueue().result(WAIT)
 
 
-def test_a_result_that_is_too_large_fails_its_attempt(shop):
-    """At the limit a result is kept; above, the attempt fails and the message names value, size, limit and what to do instead."""
+def test_a_result_that_is_too_large_fails_its_job(shop):
+    """At the limit a result is kept; above, the job fails with attempts left, for its work is done, and the message names value, size, limit and what to do instead."""
     quotes = 2
     assert len(shop.long_text.enqueue(LIMIT - quotes).result(WAIT)) == LIMIT - quotes
     error = failure_of(shop.long_text.enqueue(LIMIT - quotes + 1))
-    assert error.error_type == "jobrunner.errors.InvalidPayload"
+    assert error.error_type == "jobrunner.errors.UnstorableResult"
     assert error.message.startswith("the return value is 2,001 bytes of JSON; the limit is 2,000: store the data")
     assert "JOBRUNNER_MAX_RESULT_BYTES" in error.message
 
 
-def test_a_result_that_is_no_json_fails_its_attempt(shop):
+def test_a_result_that_is_no_json_fails_its_job(shop):
     """Bytes are refused with what to return instead."""
     error = failure_of(shop.raw_bytes.enqueue())
-    assert error.error_type == "jobrunner.errors.InvalidPayload"
+    assert error.error_type == "jobrunner.errors.UnstorableResult"
     assert error.message == (
         "the return value is of type bytes, which JSON cannot hold: return base64 text, or store the bytes and return their id or path"
     )
