@@ -71,7 +71,7 @@ def serve(jobs: JobRunner, channels: Channels, recycling: Recycling) -> None:
 class _Child:
     def __init__(self, jobs: JobRunner, channels: Channels, outbox: Outbox, runner: asyncio.Runner) -> None:
         self.jobs, self.outbox = jobs, outbox
-        self.ear = ProcessEar(channels.orders)
+        self.ear = ProcessEar(channels.orders, outbox)
         self.calls = InProcess(runner, self.ear)
         self.memory = limits.PeakMemory()
         self.redirected = capture.Redirected(outbox, dict(channels.pipes))

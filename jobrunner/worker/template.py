@@ -141,6 +141,8 @@ def _become_child(template: Template, parent: int, wanted: dict[str, Any], descr
         template.control.close()
         template._wake_read.close()  # noqa: SLF001
         template._wake_write.close()  # noqa: SLF001
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # noqa: FBT003  programs that a job starts are not to hold them
         inbox, outbox, orders = (socket.socket(fileno=descriptor) for descriptor in descriptors[:3])
         channels = child.Channels(inbox, outbox, orders, dict(zip((1, 2), descriptors[3:], strict=True)))
         recycling = child.Recycling(wanted["max_jobs"], wanted["max_memory"])

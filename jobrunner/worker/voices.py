@@ -19,6 +19,7 @@ from jobrunner.worker import wire
 if TYPE_CHECKING:
     import asyncio
     import socket
+    from collections.abc import Callable
     from types import FrameType
 
     from jobrunner.current import JobContext
@@ -34,12 +35,29 @@ class Outbox:
         self._sock = sock
         # Reentrant: an interrupt may come while the main thread holds it, and its handler logs.
         self._lock = threading.RLock()
+        self._main = threading.main_thread()
+        self.sending = False  # in the main thread, where interrupts come
+        self.interrupted: Callable[[], None] | None = None
 
     def send(self, fields: list[Any]) -> None:
-        """Send one line. Raises BrokenPipeError or ConnectionError when the worker is gone."""
+        """Send one line. Raises BrokenPipeError or ConnectionError when the worker is gone.
+
+        An interrupt that comes meanwhile waits: half a line would make the worker misread everything after it.
+        """
         data = json.dumps(fields).encode() + b"\n"
-        with self._lock:
-            self._sock.sendall(data)
+        if threading.current_thread() is not self._main:
+            with self._lock:
+                self._sock.sendall(data)
+            return
+        nested, self.sending = self.sending, True
+        try:
+            with self._lock:
+                self._sock.sendall(data)
+        finally:
+            self.sending = nested
+        if not nested and self.interrupted is not None:
+            interrupt, self.interrupted = self.interrupted, None
+            interrupt()
 
     def log(self, context: JobContext, level: int, logger: str, message: str) -> None:
         """Send a line for the job's log."""
@@ -106,8 +124,9 @@ class ProcessEar(Ear):
     reads of sockets return at once).
     """
 
-    def __init__(self, orders: socket.socket) -> None:
+    def __init__(self, orders: socket.socket, outbox: Outbox) -> None:
         super().__init__(orders)
+        self._outbox = outbox
         self.coroutine: asyncio.Task[Any] | None = None
         self.pending: BaseException | None = None
         signal.signal(INTERRUPT, self._on_signal)
@@ -115,8 +134,13 @@ class ProcessEar(Ear):
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.listen()
 
-    def interrupt(self, context: JobContext, error: BaseException) -> None:  # noqa: ARG002  there is only one
+    def interrupt(self, context: JobContext, error: BaseException) -> None:
         """Raise in the main thread; a coroutine is cancelled instead: an exception from nowhere would break its event loop."""
+        if self._outbox.sending:
+            self._outbox.interrupted = lambda: self.interrupt(context, error)
+            return
+        if not context.interruptible:
+            return  # it waited for a line to be sent, and that was the last one
         if self.coroutine is None:
             raise error
         self.pending = error
