@@ -208,6 +208,14 @@ class NoCurrentJob(JobrunnerError, RuntimeError):
         super().__init__("there is no current job: this code does not run in a Jobrunner worker")
 
 
+class NotDrained(JobrunnerError):
+    """`drain()` of a test could not come to its end: jobs are still due; `attempts` is how many it had run."""
+
+    def __init__(self, attempts: int, problem: str, *, hint: str) -> None:
+        super().__init__(f"after {attempts:,} attempts jobs are still due: {problem}", hint=hint)
+        self.attempts = attempts
+
+
 class TimeLimitExceeded(JobrunnerError):
     """Recorded as the error type of an attempt that ran past its `time_limit` and was killed."""
 

@@ -88,6 +88,22 @@ class Parameters:
             raise self._invalid(refusal, name) from refusal.__cause__
         return bound
 
+    def encode_one(self, name: str, value: Any) -> Any:
+        """One argument as the JSON data that `bind` would store under its name: for looking for jobs.
+
+        Raises:
+            InvalidPayload: the function has no such parameter, or a job cannot hold such a value there.
+        """
+        parameter = self.signature.parameters.get(name)
+        try:
+            if parameter is not None and parameter is not self._extra:
+                return self._codecs[name].encode(value, 1)
+            if self._extra is None:
+                self._refuse_call(f"there is no argument {name!r}")
+            return self._codecs[self._extra.name].encode({name: value}, 0)[name]
+        except Refusal as refusal:
+            raise InvalidPayload(refusal.path(name if parameter is not None else ""), refusal.problem, instead=refusal.instead) from None
+
     def call(self, data: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments for the function, from a stored object.
 
