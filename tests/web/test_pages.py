@@ -12,6 +12,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from jobrunner.web import create_app, mount
 from tests.support.htmlcheck import Page
+from tests.support.revisions import at_version
 from tests.support.seed import seed
 
 WEBAPP = Path(__file__).parents[2] / "webapp"
@@ -144,13 +145,10 @@ def test_banners_tell_the_worst_first(client, connection) -> None:
     connection.execute("DELETE FROM jobrunner.workers WHERE last_exit = 'lost'")
     assert 'class="banner"' not in client.get("/queues").text
     connection.execute("UPDATE jobrunner.workers SET lease_expires_at = now() - interval '1 s'")
-    connection.execute("UPDATE jobrunner.alembic_version SET version_num = '9999'")
-    try:
+    with at_version(connection, "9999"):
         text = client.get("/queues").text
         assert text.count('class="banner"') == 1
         assert "newer than this program knows" in text
-    finally:
-        connection.execute("UPDATE jobrunner.alembic_version SET version_num = '0001'")
 
 
 def test_the_environment_is_on_every_page(jobs, connection) -> None:
