@@ -81,9 +81,7 @@ def _bytes(name: str, value: Any) -> int | None:
     if value is None:
         return None
     try:
-        if not isinstance(value, (int, str)):
-            raise ConfigurationError("bytes are whole numbers")
-        size = parse_size(value, name)
+        size = parse_size(value if isinstance(value, (int, str)) else "", name)
     except (ConfigurationError, OverflowError):
         raise ValueError("expected a size above 0: bytes, or text such as '256MB' or '1GiB', or None for no limit") from None
     if size > MAX_BYTES:
