@@ -18,7 +18,7 @@ NOTHING = {"soft_ms": None, "cpu_ms": None, "memory": None, "output": None, "pro
 
 def claimed(scene, **columns):
     """A claim of a job with these columns: its limits as the worker reads them, and its checkpoint."""
-    job_id = scene.job(**columns)
+    job_id = scene.job(State.QUEUED, **columns)
     (job,) = scene.store.claim(scene.worker(), [TASK], "default", 0, 1)
     assert job.id == job_id
     return job.limits and json.loads(job.limits), job.checkpoint
@@ -54,7 +54,7 @@ def test_an_endless_limit_is_none(connection, column):
     """An infinite interval, which PostgreSQL has since 17, is no limit, and does not break the claim of others."""
     if connection.info.server_version < 170000:
         with pytest.raises(Exception, match="invalid input syntax for type interval"):
-            Scene(connection).job(**{column: "infinity"})
+            claimed(Scene(connection), **{column: "infinity"})
         return
     assert claimed(Scene(connection), **{column: "infinity"})[0] == NOTHING
 
@@ -65,6 +65,7 @@ def test_limits_that_were_changed_before_the_start_count(connection):
     job_id = scene.job(memory_limit=MEGABYTE)
     scene.set(job_id, "memory_limit = 2000000, cpu_limit = '1 s'")
     (job,) = scene.store.claim(scene.worker(), [TASK], "default", 0, 1)
+    assert job.limits is not None
     assert json.loads(job.limits) == {**NOTHING, "memory": 2 * MEGABYTE, "cpu_ms": 1_000}
 
 
@@ -119,7 +120,7 @@ def test_the_limit_grows_with_each_attempt(connection):
     worker, seen = scene.worker(), []
     for _ in range(3):
         (job,) = scene.store.claim(worker, [TASK], "default", 0, 1)
-        seen.append(json.loads(job.limits)["memory"])
+        seen.append(json.loads(job.limits or "{}")["memory"])
         assert scene.store.finish([Unsuccessful(Ending.RETRY, job_id, job.lease, exit_cause="memory", run_ms=1, delay_ms=0)]) == []
     assert seen == [MEGABYTE, 2 * MEGABYTE, 4 * MEGABYTE]
     row = scene.row(job_id)

@@ -245,7 +245,7 @@ def test_downgrade_to_base_removes_everything(fresh_dsn):
 def described(dsn):
     """Every table, column, constraint, index, view and function of ours, as the server describes it."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        namespace = connection.execute("SELECT to_regnamespace('jobrunner')::oid").fetchone()[0]
+        (namespace,) = connection.execute("SELECT to_regnamespace('jobrunner')::oid").fetchall()[0]
         queries = (drift._RELATIONS, drift._COLUMNS, drift._CONSTRAINTS, drift._INDEXES, drift._VIEWS, drift._FUNCTIONS)
         return [sorted(connection.execute(query.replace(":namespace", str(namespace))).fetchall(), key=str) for query in queries]
 

@@ -115,14 +115,18 @@ def test_how_a_task_is_run_is_no_option_of_one_enqueue(jobs, name, value):
     assert f"@jobs.task({name}=…)" in said
 
 
+NO_TRUTHS: tuple[Any, ...] = (1, 0, "yes", None, [])
+NO_LEVELS: tuple[Any, ...] = ("LOUD", "", 0, -10, 51, True, 2.5, [])
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[(name, value) for name in ("transactional", "capture_output") for value in (1, 0, "yes", None, [])],
-        *[("log_level", value) for value in ("LOUD", "", 0, -10, 51, True, 2.5, [])],
+        *[(name, value) for name in ("transactional", "capture_output") for value in NO_TRUTHS],
+        *[("log_level", value) for value in NO_LEVELS],
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_how_a_task_is_run_is_checked_at_decoration(jobs, name, value):
     """True or False where that is asked, a level that logging knows where that is."""
     assert f"@jobs.task({name}={value!r}): expected" in refused(jobs.task, **{name: value})
