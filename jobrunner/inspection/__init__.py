@@ -6,6 +6,7 @@ It must not write: every read is a READ ONLY transaction with a time limit.
 from jobrunner.inspection.detail import MAX_ATTEMPTS, get_job
 from jobrunner.inspection.health import Pulse, Status, UnservedTask
 from jobrunner.inspection.lists import COUNT_CAP, DEFAULT_LIMIT, MAX_LIMIT, count_jobs, count_states, list_jobs
+from jobrunner.inspection.logs import DEFAULT_LINES, LEVELS, MAX_LINES, LogPage, LogRow, job_logs
 from jobrunner.inspection.overview import list_queues, list_workers, pulse, registered_tasks, status
 from jobrunner.inspection.reading import READ_TIMEOUT, reading, translated
 from jobrunner.inspection.values import (
@@ -16,6 +17,7 @@ from jobrunner.inspection.values import (
     Page,
     QueueRow,
     Reason,
+    RunningJob,
     WorkerRow,
     ago,
 )
@@ -23,17 +25,23 @@ from jobrunner.inspection.values import (
 __all__ = [
     "COUNT_CAP",
     "DEFAULT_LIMIT",
+    "DEFAULT_LINES",
+    "LEVELS",
     "MAX_ATTEMPTS",
     "MAX_LIMIT",
+    "MAX_LINES",
     "READ_TIMEOUT",
     "AttemptRow",
     "Count",
     "JobDetail",
     "JobRow",
+    "LogPage",
+    "LogRow",
     "Page",
     "Pulse",
     "QueueRow",
     "Reason",
+    "RunningJob",
     "Status",
     "UnservedTask",
     "WorkerRow",
@@ -41,6 +49,7 @@ __all__ = [
     "count_jobs",
     "count_states",
     "get_job",
+    "job_logs",
     "list_jobs",
     "list_queues",
     "list_workers",

@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "cookbook.md"
 RECIPE = re.compile(r"^## ([^\n]+\?)\n.*?^```sql\n(.*?)^```\n```text\n(.*?)^```\nIndex: (.*?)$", re.MULTILINE | re.DOTALL)
 VARIABLE = re.compile(r"(?<!:):'?(\w+)'?")
 SOME = {"job": 1, "worker": "w"}
-VIEWS = {"jobrunner.v_jobs", "jobrunner.v_attempts", "jobrunner.v_queues", "jobrunner.v_workers"}
+VIEWS = {f"jobrunner.{name}" for name in ("v_jobs", "v_attempts", "v_logs", "v_queues", "v_workers", "v_worker_runs")}
 
 RECIPES = {title: (query, sample, index) for title, query, sample, index in RECIPE.findall(PAGE.read_text())}
 WITH_INDEX = [title for title, (_, _, index) in RECIPES.items() if "`" in index]
@@ -120,6 +120,21 @@ def test_why_a_job_waits(rows, answer):
     assert why(rows.running(worker)) == "it runs on web-1:311"
     assert why(rows.running(rows.worker("gone", lease_expires_at=ago(seconds=1)))) == "its worker was lost; the next live one gives it back"
     assert why(rows.finished("cancelled")) == "it is over: cancelled"
+
+
+def test_what_a_job_logged(rows, answer):
+    """The lines of one job, live or finished, in the order of its attempts, and nobody else's."""
+    for number in (rows.running(rows.worker("w"), lease=2, attempt=2), rows.finished("failed", created_at=ago(minutes=1))):
+        rows.log(number, "again", lease=2, attempt=2, level=20)
+        rows.log(number, "second", line=2, level=30)
+        rows.log(number, "first", line=1, level=20)
+        rows.log(number + 1_000, "another's")
+        found = answer("What did job N log?", job=number)
+        assert [(row["attempt"], row["level"], row["message"]) for row in found] == [
+            (1, "INFO", "first"),
+            (1, "WARNING", "second"),
+            (2, "INFO", "again"),
+        ]
 
 
 def test_running_longer_than_usual(rows, answer):
