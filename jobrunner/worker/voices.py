@@ -9,6 +9,7 @@ import ctypes
 import json
 import signal
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock
@@ -32,14 +33,30 @@ class Outbox:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        # Reentrant: an interrupt may come while the main thread holds it, and its handler logs.
+        # Reentrant: a signal may come while the main thread holds it, and its handler logs.
         self._lock = threading.RLock()
+        self._waiting: deque[bytes] = deque()
+        self._sending = self._torn = False
 
     def send(self, fields: list[Any]) -> None:
-        """Send one line. Raises BrokenPipeError or ConnectionError when the worker is gone."""
+        """Send one line. Raises BrokenPipeError or ConnectionError when the worker is gone.
+
+        A signal handler may raise in the middle of it: what is left of that line is ended before the next, and the worker drops it.
+        """
         data = json.dumps(fields).encode() + b"\n"
         with self._lock:
-            self._sock.sendall(data)
+            self._waiting.append(data)
+            if self._sending:
+                return  # called by a signal handler: after the line that is on its way
+            self._sending = True
+            try:
+                while self._waiting:
+                    line = b"\n" + self._waiting.popleft() if self._torn else self._waiting.popleft()
+                    self._torn = True
+                    self._sock.sendall(line)
+                    self._torn = False
+            finally:
+                self._sending = False
 
     def log(self, context: JobContext, level: int, logger: str, message: str) -> None:
         """Send a line for the job's log."""
