@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jobrunner.worker.voices import ProcessEar
     from jobrunner.worker.wire import Assignment
 
+OK = "ok"  # the task returned
 DONE = "done"  # the end of the job is in the database already: a transactional task wrote it
 LOST = "lost"  # and this one found that another attempt has superseded it
 _MAX_DELAY_MS = 10 * 365 * 86_400_000  # ten years: what a task asks for must always be a time the database can store
@@ -99,7 +100,7 @@ def execute(jobs: JobRunner, context: JobContext, job: Assignment, spent: Spent,
                 done = transactions.run(jobs, context, spent, lambda session: call(task, *args, session=session, **kwargs))
                 ending = [DONE if done else LOST]
             else:
-                ending = ["ok", _stored(jobs, call(task, *args, **kwargs))]
+                ending = [OK, _stored(jobs, call(task, *args, **kwargs))]
     except BaseException as error:  # noqa: BLE001  whatever task code raises ends its attempt, never the worker
         ending = ended_by(error, job)
     return report(context, job, ending, spent)
@@ -112,7 +113,7 @@ async def execute_async(jobs: JobRunner, context: JobContext, job: Assignment, s
         with jobs.execution_context(), running(context):
             task = jobs.registry.get(job.task)
             args, kwargs = payload.decode_args(task, job.args)
-            ending = ["ok", _stored(jobs, await call(task, *args, **kwargs))]
+            ending = [OK, _stored(jobs, await call(task, *args, **kwargs))]
     except BaseException as error:  # noqa: BLE001
         ending = ended_by(error, job)
     return report(context, job, ending, spent)
