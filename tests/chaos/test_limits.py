@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 import psycopg
 import pytest
@@ -65,7 +66,7 @@ def drain(dsn, notes, environment=None):
         assert worker.wait() == 0
 
 
-def attempts(dsn, columns):
+def attempts(dsn, columns) -> list[tuple[Any, ...]]:
     """Of all attempts, in order."""
     return rows(dsn, f"SELECT {columns} FROM jobrunner.v_attempts ORDER BY job_id, lease")
 
@@ -73,26 +74,22 @@ def attempts(dsn, columns):
 @pytest.mark.parametrize("place", ["task", "options", "update"])
 def test_limits_come_from_the_row(dsn, notes, place):
     """A limit holds whether the task has it by default, an enqueue set it, or plain SQL changed the row before the start."""
-    jobs = JobRunner(dsn=dsn)
     for limit, (value, load, _) in LIMITS.items():
-        policy = {limit: value} if place == "task" else {}
-        task = jobs.task(name="limited", max_attempts=1, **policy)(_limited(limit))
+        jobs = JobRunner(dsn=dsn)
+        policy: dict[str, Any] = {limit: value} if place == "task" else {}
+        task = jobs.task(name="limited", max_attempts=1, **policy)(_limited)
         job = task.options(**({limit: value} if place == "options" else {})).enqueue(load)
         if place == "update":
             with psycopg.connect(dsn) as connection:
                 connection.execute(f"UPDATE jobrunner.jobs SET {limit} = %s WHERE id = %s", (value, job.id))
-        jobs = JobRunner(dsn=dsn)
     drain(dsn, notes)
     assert states(dsn) == {"failed": len(LIMITS)}
     assert attempts(dsn, "exit_cause") == [(cause,) for _, _, cause in LIMITS.values()]
     assert rows(dsn, "SELECT DISTINCT attempt, crash_count FROM jobrunner.v_jobs") == [(1, 0)]
 
 
-def _limited(name):
-    def limited(load: str) -> None: ...
-
-    limited.__qualname__ = name  # a registry takes one function of a name
-    return limited
+def _limited(load: str) -> None:
+    """As in the application, which the worker runs: here it is only enqueued."""
 
 
 def test_an_exceeded_limit_follows_the_retry_policy(dsn, notes):
@@ -122,9 +119,9 @@ def test_successes_are_measured(dsn, notes):
     insert(dsn, "take", 1, f"jsonb_build_object('size', {150 * MB})")
     insert(dsn, "burn_cpu", 1, "jsonb_build_object('seconds', 0.4)")
     drain(dsn, notes)
-    [(first, large, _), (second, small, cpu_ms)] = rows(
-        dsn, "SELECT result, peak_memory, cpu_ms FROM jobrunner.job_history WHERE state = 'succeeded' ORDER BY id"
-    )
+    query = "SELECT result, peak_memory, cpu_ms FROM jobrunner.job_history WHERE state = 'succeeded' ORDER BY id"
+    found: list[tuple[Any, ...]] = rows(dsn, query)
+    [(first, large, _), (second, small, cpu_ms)] = found
     assert first == second, "both ran in one process"
     assert 150 * MB < large < 250 * MB
     assert 10 * MB < small < 120 * MB
