@@ -5,6 +5,8 @@ It must not keep anything nor count: the worker numbers the lines and cuts off w
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import logging
 import os
@@ -100,6 +102,15 @@ class Redirected:
     def __init__(self, outbox: Outbox, pipes: dict[int, int]) -> None:
         self._outbox, self._pipes = outbox, pipes
         self._kept: dict[int, int] = {}
+        self._streams = (sys.stdout, sys.stderr)
+        self._before = self._identities()
+
+    def _identities(self) -> list[tuple[int, int] | None]:
+        return [_identity(number) for number in (*self._pipes, *self._pipes.values())]
+
+    def spoilt(self) -> bool:
+        """Whether a job has closed or replaced what the next ones print to: its number may be somebody's connection by now."""
+        return any(stream is not None and stream.closed for stream in self._streams) or self._identities() != self._before
 
     def begin(self, context: JobContext, *, keep: bool) -> None:
         """Lead both streams to the worker; `keep`: as lines of the job's log, else only to be counted and passed on."""
@@ -113,6 +124,7 @@ class Redirected:
 
     def end(self) -> None:
         """Lead the streams back to where they went before."""
+        _flush_c()
         for number, kept in self._kept.items():
             try:
                 os.dup2(kept, number)
@@ -120,6 +132,20 @@ class Redirected:
             except OSError:
                 continue  # the job closed what is not its own
         self._kept.clear()
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    try:
+        facts = os.fstat(descriptor)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def _flush_c() -> None:
+    """What C code has printed with stdio waits in a buffer of the C library, where Python's flush does not reach it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).fflush(None)
 
 
 class JobStream(io.TextIOBase):

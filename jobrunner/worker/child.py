@@ -17,10 +17,9 @@ from jobrunner.worker.voices import Outbox, ProcessEar, Voice
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from jobrunner.app import JobRunner
-    from jobrunner.tasks import Task
 
 ADDRESS_SPACE_FACTOR = 4  # times the memory limit that a job may map more than is mapped: threads and files map much, and use little
 ADDRESS_SPACE_LEAST = 1 << 30  # bytes more than the memory limit, at least
@@ -71,7 +70,7 @@ def serve(jobs: JobRunner, channels: Channels, recycling: Recycling) -> None:
 class _Child:
     def __init__(self, jobs: JobRunner, channels: Channels, outbox: Outbox, runner: asyncio.Runner) -> None:
         self.jobs, self.outbox = jobs, outbox
-        self.ear = ProcessEar(channels.orders, outbox)
+        self.ear = ProcessEar(channels.orders)
         self.calls = InProcess(runner, self.ear)
         self.memory = limits.PeakMemory()
         self.redirected = capture.Redirected(outbox, dict(channels.pipes))
@@ -79,42 +78,49 @@ class _Child:
     def run(self, job: wire.Assignment) -> list[Any]:
         task = self.jobs.registry.find(job.task)
         context = context_of(task, job, Voice(self.outbox, self.ear, job))
-        caught = self._begin(task, job, context)
+        call = self.calls.call(context)
+        keep = task is not None and task.running.capture_output
+        caught = keep or (job.limits or {}).get("output") is not None
+        if caught:
+            self.redirected.begin(context, keep=keep)
         self.ear.began(context)
         try:
-            return execute(self.jobs, context, job, _Spent(self.memory), self.calls.call(context))
+            return execute(self.jobs, context, job, _Spent(self.memory), _held(call, job.limits) if job.limits else call)
         finally:
             self.ear.ended(context)
-            if job.limits:
-                limits.set_cpu_seconds(None)
-                limits.set_address_space(None)
             if caught:
                 flush_streams()
                 self.redirected.end()
 
-    def _begin(self, task: Task[..., Any] | None, job: wire.Assignment, context: Any) -> bool:
-        """Set what the kernel is asked to hold, and catch the output if anybody wants it."""
-        bounds = job.limits or {}
-        cpu_ms, memory = bounds.get("cpu_ms"), bounds.get("memory")
-        if cpu_ms is not None:
-            limits.set_cpu_seconds(-(-cpu_ms // 1000) + CPU_MARGIN)
-        if memory is not None and (mapped := limits.address_space_bytes()) is not None:
-            limits.set_address_space(mapped + max(memory * ADDRESS_SPACE_FACTOR, memory + ADDRESS_SPACE_LEAST))
-        keep = task is not None and task.running.capture_output
-        if keep or bounds.get("output") is not None:
-            self.redirected.begin(context, keep=keep)
-            return True
-        return False
-
     def reason_to_leave(self, count: int, recycling: Recycling) -> str | None:
-        """Why a fresh child should take over: enough jobs, too much memory, processes that the last job left behind."""
+        """Why a fresh child should take over: enough jobs, too much memory, what the last job left behind or took away."""
         if leaves_processes():
             return "left processes"
+        if self.redirected.spoilt():
+            return "closed streams"
         if recycling.max_jobs is not None and count >= recycling.max_jobs:
             return "jobs"
         if recycling.max_memory is not None and (self.memory.resident_bytes() or 0) > recycling.max_memory:
             return "memory"
         return None
+
+
+def _held(call: Callable[..., Any], bounds: dict[str, int | None]) -> Callable[..., Any]:
+    """Have the kernel hold limits around the task, and lift them before anything is said of how it ended: that needs memory as well."""
+    cpu_ms, memory = bounds.get("cpu_ms"), bounds.get("memory")
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        try:
+            if cpu_ms is not None:
+                limits.set_cpu_seconds(-(-cpu_ms // 1000) + CPU_MARGIN)
+            if memory is not None and (mapped := limits.address_space_bytes()) is not None:
+                limits.set_address_space(mapped + max(memory * ADDRESS_SPACE_FACTOR, memory + ADDRESS_SPACE_LEAST))
+            return call(*args, **kwargs)
+        finally:
+            limits.set_cpu_seconds(None)
+            limits.set_address_space(None)
+
+    return held
 
 
 class _Spent:

@@ -12,13 +12,13 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.jobs import Ending, Unsuccessful
 from jobrunner.worker import wire
+from jobrunner.worker.log import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
-    from jobrunner.jobs import ClaimedJob
+    from jobrunner.jobs import ClaimedJob, Ending
     from jobrunner.worker.cgroups import Group
 
 PROCESS, THREADS, ASYNC = "process", "threads", "async"  # the ways in which a child runs its jobs
@@ -27,6 +27,8 @@ AHEAD = 0.02  # seconds of work a child may have waiting: covers a round trip to
 MAX_AHEAD = 64  # jobs waiting at a child, at most
 STALE = 0.1  # seconds after which jobs waiting behind a running one are taken back
 KILL_AFTER = 1.0  # seconds between SIGTERM and SIGKILL to a job's process group
+NO_LIMITS: tuple[int | None, int | None] = (None, None)  # of a control group: memory, processes with threads
+_EARFUL = 1 << 18  # bytes heard at once
 _SMOOTHING = 0.2  # weight of the newest run time in a child's running mean
 
 
@@ -61,10 +63,12 @@ class Run:
         recorded: whether the database knows that it has begun.
         softened: whether it was interrupted for its soft time limit.
         cpu_base: CPU milliseconds that its process had used before.
+        cpu_seen: and that all its processes together have used since, as of the last look.
         peak: most resident bytes seen of all its processes together.
         lines, log_bytes: what is in its log already.
         keep_output: whether what it prints goes into its log; None while its output is not caught.
-        output: bytes it has printed.
+        output: bytes it has printed; `output_cut` when that is more than it may.
+        captures: whether its task wants its output in the log: only one attempt at a time may be what prints.
     """
 
     job: ClaimedJob
@@ -75,21 +79,24 @@ class Run:
     stop: Stop | None = None
     kill: Kill | None = None
     cpu_base: int = 0
+    cpu_seen: int = 0
     peak: int = 0
     lines: int = 0
     log_bytes: int = 0
     keep_output: bool | None = None
     output: int = 0
+    output_cut: bool = False
+    captures: bool = False
 
     @classmethod
-    def of(cls, job: ClaimedJob) -> Run:
-        """A job that is about to be handed out."""
-        return cls(job, json.loads(job.limits) if job.limits else None)
+    def of(cls, job: ClaimedJob, captured: Container[str]) -> Run:
+        """A job that is about to be handed out; `captured` are the tasks whose output goes into their jobs' logs."""
+        return cls(job, json.loads(job.limits) if job.limits else None, captures=job.task in captured)
 
     @property
     def alone(self) -> bool:
-        """Whether it goes only to an idle child, and nothing waits behind it: its limits are set on the whole process."""
-        return self.limits is not None or self.job.suspect
+        """Whether it goes only to an idle child, and nothing waits behind it: its limits and its output are the whole process's."""
+        return self.limits is not None or self.captures or self.job.suspect
 
 
 @dataclass(slots=True, eq=False)
@@ -103,8 +110,12 @@ class Child:
         reserved: a suspect job that waits for its start to be recorded.
         mean: of recent run times, in seconds; a new child gets one job until it is known.
         retired: it takes no more jobs and leaves when the last is done.
-        leave_at: when a retired child is killed though jobs still run; None for whenever they end.
+        leave_at: when it is killed, though jobs may still run; None for whenever they end.
+        put_down: whether that has happened.
+        deaf: its side of the outbox is closed: by a task, or because the process is ending.
         outputs: read ends of what it prints while that is caught, by file descriptor 1 and 2.
+        grouped: limits that stand on its control group.
+        oom_kills, refusals: of that group, before the job that it runs.
         cpu_told: CPU milliseconds of the jobs that it has finished.
     """
 
@@ -122,12 +133,14 @@ class Child:
     mean: float = 1.0
     retired: bool = False
     leave_at: float | None = None
-    deaf: bool = False  # it closed its side of the outbox
+    put_down: bool = False
+    deaf: bool = False
     buffer: bytearray = field(default_factory=bytearray)
     rests: dict[int, bytes] = field(default_factory=dict)
     group: Group | None = None
-    grouped: tuple[int | None, int | None] = (None, None)  # limits set on the group: memory, processes
+    grouped: tuple[int | None, int | None] = NO_LIMITS
     oom_kills: int = 0
+    refusals: int = 0
     sampled_at: float = 0.0
     memory: int = 0
     cpu_told: int = 0
@@ -135,7 +148,7 @@ class Child:
     @property
     def idle(self) -> bool:
         """Ready for a job now, with nothing else to do."""
-        return not self.runs and self.reserved is None and self.pid is not None and not self.retired
+        return not self.runs and self.reserved is None and self.pid is not None and not self.retired and not self.deaf
 
     def active(self) -> Iterator[Run]:
         """The jobs that it runs; in a child that runs one at a time the others wait behind the first."""
@@ -153,7 +166,7 @@ class Child:
 
     def room(self, now: float) -> int:
         """How many more jobs it should have: one when idle, more while its jobs are short, none behind a long one."""
-        if self.pid is None or self.retired or self.reserved is not None or self.killed:
+        if self.pid is None or self.retired or self.deaf or self.reserved is not None or self.killed:
             return 0
         first = next(iter(self.runs.values()), None)
         if first is not None and first.alone and (self.kind == PROCESS or first.job.suspect):
@@ -168,6 +181,32 @@ class Child:
         """Take a finished job's run time into the mean."""
         seconds = run_ms / 1000
         self.mean = self.mean + _SMOOTHING * (seconds - self.mean) if self.mean < 1.0 else seconds
+
+    def hear(self) -> tuple[list[list[Any]], bool]:
+        """What it has said since it was heard last, line by line, and whether it will say no more."""
+        over = False
+        while True:
+            try:
+                data = self.outbox.recv(_EARFUL)
+            except OSError:
+                break
+            if not data:
+                over = True
+                break
+            self.buffer += data
+        if b"\n" not in self.buffer:
+            return [], over
+        *lines, rest = self.buffer.split(b"\n")
+        self.buffer = bytearray(rest)
+        return [fields for line in lines if (fields := self._parsed(bytes(line)))], over
+
+    def _parsed(self, line: bytes) -> list[Any] | None:
+        try:
+            fields = json.loads(line) if line else None
+        except ValueError:  # an exception in a signal handler of the task came into the middle of it
+            logger.warning("what a job said was cut short and is dropped", extra={"pid": self.pid})
+            return None
+        return fields if isinstance(fields, list) else None
 
     def order(self, run: Run, reason: str, *, interrupt: bool) -> None:
         """Tell it about one of its jobs."""
@@ -217,16 +256,3 @@ def connect() -> tuple[dict[str, Any], tuple[int, ...], list[Any]]:
     writes = [write for _, write in pipes.values()]
     theirs = (inbox_there.fileno(), outbox_there.fileno(), orders_there.fileno(), *writes)
     return fields, theirs, [outbox_there.close, orders_there.close, *(lambda end=end: os.close(end) for end in writes)]
-
-
-def died(run: Run, kill: Kill | None, cause: str, now: float, *, cpu_ms: int | None = None, peak: int | None = None) -> Unsuccessful:
-    """The outcome of a job whose process is dead: as `kill` says when we ended it, otherwise a crash."""
-    job = run.job
-    run_ms = max(0, round((now - run.since) * 1000)) if run.since else 0
-    spent: dict[str, Any] = {"run_ms": run_ms, "cpu_ms": cpu_ms, "ended_at": now, "peak_memory": max(run.peak, peak or 0) or None}
-    if kill is not None:
-        return Unsuccessful(kill.ending, job.id, job.lease, kill.error_type, kill.message, exit_cause=kill.exit_cause, **spent)
-    message = f"the process running the job died ({cause})"
-    return Unsuccessful(
-        Ending.CRASH, job.id, job.lease, "jobrunner.errors.WorkerProcessDied", message, exit_cause=cause, **spent
-    )

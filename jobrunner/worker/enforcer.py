@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 from jobrunner.jobs import Ending
 from jobrunner.worker import procfs
-from jobrunner.worker.children import KILL_AFTER, PROCESS, Child, Kill, Run, Stop
+from jobrunner.worker.children import KILL_AFTER, NO_LIMITS, PROCESS, Child, Kill, Run, Stop
 from jobrunner.worker.log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from jobrunner.worker.cgroups import Group
+
+THREADS = 1000  # that the kernel grants beside `max_processes`, which are without threads: it counts both, and stops a bomb between samples
 SAMPLE = 0.1  # seconds between looks at what a limited attempt uses
 GLANCE = 1.0  # and at one without limits, for its peak
 STOP_PATIENCE = 2.0  # seconds a cancelled attempt may go on after it was told, before it is interrupted
@@ -39,15 +42,28 @@ class Enforcer:
         self._signal, self._interrupt, self._take_back = signal_child, interrupt, take_back
 
     def prepare(self, child: Child, run: Run) -> None:
-        """Before a limited job is sent: what the kernel is asked to hold for the child, and what it has used so far."""
+        """Before a job is sent: what the kernel is asked to hold for the child, and what it has used so far.
+
+        For a job without limits as well, when those of the job before still stand.
+        """
         limits = run.limits or {}
-        if child.group is not None:
-            wanted = (limits.get("memory"), limits.get("processes")) if child.kind == PROCESS else (None, None)
-            if wanted != child.grouped and child.group.set_limits(*wanted):
-                child.grouped = wanted
-        if limits.get("cpu_ms") is not None and child.pid is not None:
+        if child.group is not None and child.kind == PROCESS:
+            self._prepare_group(child, child.group, limits)
+        if run.limits is not None and child.pid is not None:
             used = procfs.usage(child.pid)
             run.cpu_base = used.cpu_ms if used is not None else 0
+
+    def _prepare_group(self, child: Child, group: Group, limits: dict[str, int | None]) -> None:
+        memory, processes = limits.get("memory"), limits.get("processes")
+        wanted = (memory, None if processes is None else processes + THREADS)
+        if wanted != child.grouped:
+            if group.set_limits(*wanted):
+                child.grouped = wanted
+            else:  # no `pids` on this machine, or more memory in use: what the kernel does not hold, sampling does
+                child.grouped = (memory, None) if group.set_limits(memory, None) else NO_LIMITS
+        # What happened to an earlier job of this child is not held against this one.
+        child.oom_kills = group.oom_kills() if memory is not None else 0
+        child.refusals = group.process_refusals() if processes is not None else 0
 
     def check(self, children: Iterable[Child], now: float) -> None:
         """Take the next step with every attempt that is over a limit or asked to stop."""
@@ -62,7 +78,7 @@ class Enforcer:
             self._sample(child, now)
             if child.leave_at is not None and now >= child.leave_at:
                 self._signal(child, signal.SIGKILL)
-                child.leave_at = now + KILL_AFTER
+                child.leave_at, child.put_down = now + KILL_AFTER, True
 
     def stop(self, child: Child, run: Run, reason: str, ending: Ending, now: float, *, patience: float) -> None:
         """Ask one attempt to end: `should_stop()` is true from now on, after `patience` an exception follows, then the kill."""
@@ -137,7 +153,7 @@ class Enforcer:
         limit = limits.get("memory") if limits is not None else None
         if limit is not None and memory > limit and used.process_count > 1:
             memory = procfs.proportional_bytes(child.pid) or memory  # forked processes share pages, which the sum counts twice
-        run.peak = max(run.peak, memory)
+        run.peak, run.cpu_seen = max(run.peak, memory), max(run.cpu_seen, used.cpu_ms - run.cpu_base)
         if limits is not None:
             self._check_use(child, run, limits, memory, used, now)
 
@@ -147,30 +163,45 @@ class Enforcer:
         limit, cpu_ms, processes = limits.get("memory"), limits.get("cpu_ms"), limits.get("processes")
         if limit is not None and memory > limit:
             self._exceeded(child, run, "MemoryLimitExceeded", f"held {memory:,} bytes; its memory_limit is {limit:,}", "memory", now)
-        elif limit is not None and self.ran_out_of_memory(child):
+        elif limit is not None and self._ran_out_of_memory(child, run, limit):
             self._exceeded(child, run, "MemoryLimitExceeded", over_memory(limit), "memory", now)
         elif cpu_ms is not None and used.cpu_ms - run.cpu_base > cpu_ms:
             message = f"used {(used.cpu_ms - run.cpu_base) / 1000:.1f} s of CPU; its cpu_limit is {cpu_ms / 1000:g} s"
             self._exceeded(child, run, "CpuLimitExceeded", message, "cpu", now)
         elif processes is not None and (used.process_count > processes or self._was_refused_a_process(child)):
-            message = f"had {used.process_count} processes or asked for more; its max_processes is {processes}"
+            asked = f"had {used.process_count} processes, or wanted {THREADS:,} more with their threads"
+            message = f"{asked}; its max_processes is {processes}"
             self._exceeded(child, run, "ProcessLimitExceeded", message, "processes", now)
 
-    def ran_out_of_memory(self, child: Child) -> bool:
+    def _ran_out_of_memory(self, child: Child, run: Run, limit: int) -> bool:
         """Whether the kernel has killed a process of the child's group for its memory since this was asked last."""
         kills = child.group.oom_kills() if child.group is not None else 0
         if kills > child.oom_kills:
             child.oom_kills = kills
+            run.peak = max(run.peak, limit)  # so much the group had: that is why
             return True
         return False
 
     def _was_refused_a_process(self, child: Child) -> bool:
-        return child.group is not None and child.group.process_refusals() > 0
+        return child.group is not None and child.group.process_refusals() > child.refusals
 
     def exceeded_output(self, child: Child, run: Run, limit: int, now: float) -> None:
         """The attempt has printed more than it may."""
         if run.kill is None:
-            self._exceeded(child, run, "OutputLimitExceeded", f"printed more than its output_limit of {limit:,} bytes", "output", now)
+            self._exceeded(child, run, "OutputLimitExceeded", over_output(limit), "output", now)
+
+    def overrun(self, child: Child, run: Run, now: float) -> Kill | None:
+        """The limit that an attempt has exceeded which ended before anybody could end it, by its return even.
+
+        Only what is counted exactly or held by the kernel: how such an attempt ends must not depend on who was faster.
+        """
+        limits = run.limits or {}
+        output, memory = limits.get("output"), limits.get("memory")
+        if output is not None and run.output_cut:
+            return Kill(Ending.RETRY, "jobrunner.errors.OutputLimitExceeded", over_output(output), "output", now)
+        if memory is not None and self._ran_out_of_memory(child, run, memory):
+            return Kill(Ending.RETRY, "jobrunner.errors.MemoryLimitExceeded", over_memory(memory), "memory", now)
+        return None
 
     def _exceeded(self, child: Child, run: Run, error: str, message: str, cause: str, now: float) -> None:
         soft = cause == "timeout"
@@ -200,6 +231,11 @@ class Enforcer:
         if run.stop is not None:
             times.append(run.stop.kill_at if run.stop.interrupted else run.stop.interrupt_at)
         return times
+
+
+def over_output(limit: int) -> str:
+    """What is said of an attempt that has printed too much."""
+    return f"printed more than its output_limit of {limit:,} bytes"
 
 
 def over_memory(limit: int) -> str:

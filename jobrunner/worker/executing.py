@@ -21,7 +21,7 @@ from jobrunner.errors import Cancel, Fail, JobControl, JobStopped, LeaseLost, Re
 from jobrunner.jobs import Ending
 from jobrunner.texts import cut, storable
 from jobrunner.worker.failures import MESSAGE_LIMIT, describe
-from jobrunner.worker.wire import DONE, LOST
+from jobrunner.worker.wire import DONE, LOST, OK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +99,7 @@ def execute(jobs: JobRunner, context: JobContext, job: Assignment, spent: Spent,
                 done = transactions.run(jobs, context, spent, lambda session: call(task, *args, session=session, **kwargs))
                 ending = [DONE if done else LOST]
             else:
-                ending = ["ok", _stored(jobs, call(task, *args, **kwargs))]
+                ending = [OK, _stored(jobs, call(task, *args, **kwargs))]
     except BaseException as error:  # noqa: BLE001  whatever task code raises ends its attempt, never the worker
         ending = ended_by(error, job)
     return report(context, job, ending, spent)
@@ -112,7 +112,7 @@ async def execute_async(jobs: JobRunner, context: JobContext, job: Assignment, s
         with jobs.execution_context(), running(context):
             task = jobs.registry.get(job.task)
             args, kwargs = payload.decode_args(task, job.args)
-            ending = ["ok", _stored(jobs, await call(task, *args, **kwargs))]
+            ending = [OK, _stored(jobs, await call(task, *args, **kwargs))]
     except BaseException as error:  # noqa: BLE001
         ending = ended_by(error, job)
     return report(context, job, ending, spent)

@@ -22,7 +22,7 @@ class Forking:
     """The template process of one pool.
 
     Attributes:
-        tasks: names of all tasks of the application; `coroutines` those that are `async def`.
+        tasks: names of all tasks of the application; `coroutines` those that are `async def`, `captured` those with `capture_output`.
     """
 
     def __init__(self, app: str | None, dsn: str) -> None:
@@ -48,6 +48,7 @@ class Forking:
             raise error
         self.tasks: Sequence[str] = message["tasks"]
         self.coroutines: Sequence[str] = message["coroutines"]
+        self.captured: frozenset[str] = frozenset(message["captured"])
 
     def say(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> bool:
         """Send one message; False when the template is gone. One datagram is atomic: any thread may call."""

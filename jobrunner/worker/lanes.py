@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jobrunner.jobs import ClaimedJob, Ending, Outcome, Unsuccessful
 from jobrunner.worker import wire
-from jobrunner.worker.children import MAX_AHEAD, PROCESS, STALE, Child, Run
+from jobrunner.worker.children import MAX_AHEAD, NO_LIMITS, PROCESS, STALE, Child, Run
 from jobrunner.worker.log import logger
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Lane:
         self.children: dict[int, Child] = {}
         self.backlog: deque[ClaimedJob] = deque()
         self.outcomes: list[Outcome] = []
+        self.captured: Container[str] = ()  # tasks whose output goes into their jobs' logs
         self.fork_at: list[float] = []  # of children that died without a job: when each may be replaced
         self._prepare = prepare
 
@@ -72,7 +73,7 @@ class Lane:
             return suspects
         for child in sorted(self.children.values(), key=lambda c: len(c.runs)):
             while self.backlog and child.room(now) > 0:
-                run = Run.of(self.backlog[0])
+                run = Run.of(self.backlog[0], self.captured)
                 if run.alone and not child.idle and (run.job.suspect or child.kind == PROCESS):
                     break
                 if run.job.suspect:
@@ -91,7 +92,7 @@ class Lane:
             if job is None or job.id not in asked:
                 continue
             child.reserved = None
-            run = Run.of(job)
+            run = Run.of(job, self.captured)
             run.recorded = True
             if job.id not in begun:
                 logger.warning("job was taken over before it began", extra={"job": job.id, "lease": job.lease})
@@ -99,7 +100,7 @@ class Lane:
                 self.outcomes.append(Unsuccessful(Ending.RELEASE, job.id, job.lease))
 
     def _send(self, child: Child, run: Run, now: float) -> bool:
-        if run.limits is not None:
+        if run.limits is not None or child.grouped != NO_LIMITS:
             self._prepare(child, run)
         try:
             wire.send_job(child.inbox, wire.encode_job(run.job))

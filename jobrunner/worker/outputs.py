@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MAX_LINES = 10_000  # of one attempt's log
 MAX_LOG_BYTES = 1_000_000  # of one attempt's log
 _CHUNK = 65_536  # bytes read at once
+_CHUNKS = 16  # reads before the worker looks after its other children; together as much as the kernel lets a pipe hold
+_LAST_WORDS = 1.0  # seconds that a slow terminal is given at the end
 _NAMES = {1: STDOUT, 2: STDERR}
 _WARNING = LEVELS[STDERR]
 _WAITING = 64  # chunks that may wait for a slow terminal; what comes then is not passed on
@@ -55,27 +57,50 @@ class Outputs:
         self._logbook, self._exceeded = logbook, exceeded
         self._tee: Tee | None = None
 
-    def read(self, child: Child, number: int) -> None:
-        """Take in what waits in one pipe."""
-        descriptor = child.outputs.get(number)
-        while descriptor is not None:
-            try:
-                data = os.read(descriptor, _CHUNK)
-            except (BlockingIOError, OSError):
-                return
-            if not data:
-                return
-            self._take(child, number, data)
+    def read(self, child: Child, number: int) -> bool:
+        """Take in what waits in one pipe, as much as a pipe holds at most: whoever prints without end must not hold up the worker.
+
+        Returns:
+            False when nobody can print into it any more.
+        """
+        still_open = self._drain(child, number)
+        run = next(child.active(), None)
+        if run is not None and run.output_cut and run.limits is not None:
+            self._exceeded(child, run, run.limits["output"] or 0, clock.monotonic())
+        return still_open
 
     def finish(self, child: Child, run: Run) -> None:
-        """The attempt is over: what it printed last counts, and a line without an end is a line."""
+        """The attempt is over: what it printed last counts (`run.output_cut` tells), and a line without an end is a line."""
         if run.keep_output is None:
             return
         for number in child.outputs:
-            self.read(child, number)
-            rest = child.rests.pop(number, b"")
+            self._drain(child, number)
+        self._end_lines(child, run)
+
+    def close(self) -> None:
+        """Wait a little until what was printed has been passed on."""
+        if self._tee is not None:
+            self._tee.close()
+
+    def _drain(self, child: Child, number: int) -> bool:
+        descriptor = child.outputs.get(number)
+        if descriptor is None:
+            return True
+        for _ in range(_CHUNKS):
+            try:
+                data = os.read(descriptor, _CHUNK)
+            except OSError:  # nothing waits
+                return True
+            if not data:
+                return False
+            self._take(child, number, data)
+        return True
+
+    def _end_lines(self, child: Child, run: Run) -> None:
+        for number, rest in child.rests.items():
             if rest and run.keep_output:
                 self._line(run, number, rest)
+        child.rests.clear()
 
     def _take(self, child: Child, number: int, data: bytes) -> None:
         run = next(child.active(), None)
@@ -91,11 +116,11 @@ class Outputs:
                 lines.append(child.rests.pop(number))
             for line in lines:
                 self._line(run, number, line)
-        if limit is not None and run.output > limit:
-            if run.kill is None:
-                text = f"output cut: it is longer than its output_limit of {limit:,} bytes"
-                self._logbook.add(run, _WARNING, LOGGER, text, clock.monotonic())
-            self._exceeded(child, run, limit, clock.monotonic())
+        if limit is not None and run.output > limit and not run.output_cut:
+            run.output_cut = True
+            self._end_lines(child, run)
+            text = f"output cut: it is longer than its output_limit of {limit:,} bytes"
+            self._logbook.add(run, _WARNING, LOGGER, text, clock.monotonic())
 
     def _line(self, run: Run, number: int, data: bytes) -> None:
         text = cut(storable(data.decode("utf-8", "backslashreplace").rstrip("\r")), MESSAGE_LIMIT)
@@ -113,7 +138,7 @@ class Tee(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="jobrunner-output", daemon=True)
-        self._waiting: queue.Queue[tuple[int, bytes]] = queue.Queue(_WAITING)
+        self._waiting: queue.Queue[tuple[int, bytes] | None] = queue.Queue(_WAITING)
         self.start()
 
     def write(self, number: int, data: bytes) -> None:
@@ -121,10 +146,16 @@ class Tee(threading.Thread):
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait((number, data))
 
+    def close(self) -> None:
+        """Write what waits; give up when that takes long."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=_LAST_WORDS)
+        self.join(_LAST_WORDS)
+
     def run(self) -> None:
-        """Write until the process ends."""
-        while True:
-            number, data = self._waiting.get()
+        """Write until it is closed."""
+        while (waiting := self._waiting.get()) is not None:
+            number, data = waiting
             with contextlib.suppress(OSError):
                 while data:
                     data = data[os.write(number, data) :]

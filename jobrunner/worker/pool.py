@@ -6,27 +6,28 @@ It must not talk to the database nor decide what to claim. All of it runs in the
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 import selectors
 import signal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobrunner import clock
-from jobrunner.jobs import Ended, Ending, LogLine, Note, Settled, Succeeded, Unsuccessful
+from jobrunner.jobs import Ended, Ending, LogLine, Note
 from jobrunner.worker import cgroups, children
-from jobrunner.worker.children import ASYNC, KILL_AFTER, PROCESS, THREADS, Child, Kill, Run, died
-from jobrunner.worker.enforcer import STOP_PATIENCE, Enforcer, over_memory
+from jobrunner.worker.children import ASYNC, KILL_AFTER, PROCESS, THREADS, Child, Kill, Run
+from jobrunner.worker.endings import died, reported
+from jobrunner.worker.enforcer import STOP_PATIENCE, Enforcer
 from jobrunner.worker.forking import Forking
 from jobrunner.worker.lanes import Lane
 from jobrunner.worker.log import logger
 from jobrunner.worker.outputs import Logbook, Outputs
-from jobrunner.worker.wire import DONE, LOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from jobrunner.jobs import ClaimedJob
 
+_DEAF_PATIENCE = 0.1  # seconds between the end of what a child says and its kill: one that is dying is gone long before
 _XCPU = f"signal {int(signal.SIGXCPU)}"  # how a process dies that the kernel ends for its CPU time
 
 
@@ -67,6 +68,7 @@ class Pool:
         self.enforcer = Enforcer(self._signal, self._interrupt, lambda child: self._lane_of(child).take_back(child))
         self._outputs = Outputs(self._logbook, self.enforcer.exceeded_output)
         self._cgroups = cgroups.detect()
+        self._left: list[cgroups.Group] = []  # of dead children, whose processes were not all gone yet
         kinds = [(THREADS, 1, shape.threads) if shape.threads else (PROCESS, shape.processes, 1)]
         if shape.coroutines:
             kinds.append((ASYNC, 1, shape.coroutines))
@@ -77,13 +79,15 @@ class Pool:
     def start(self) -> None:
         """Start the template, which imports the app; then `forking` has the names of its tasks. Raises AppImportError."""
         self.forking = Forking(self.app, self.dsn)
+        for lane in self.lanes:
+            lane.captured = self.forking.captured
         self._selector.register(self.forking.control, selectors.EVENT_READ, self._on_control)
 
     def inherit(self, old: Pool) -> None:
         """Take over what an ended pool has left to tell."""
         self._ended += old.take_ended()
         self.notes, self._logbook.lines = old.take_words()
-        self.crashed_count, self.stopping = old.crashed_count, old.stopping
+        self.crashed_count, self.stopping, self._left = old.crashed_count, old.stopping, old._left
 
     def tasks_of(self, lane: Lane) -> list[str]:
         """The names of the tasks that run in a lane."""
@@ -112,7 +116,7 @@ class Pool:
             close_end()
         self._selector.register(child.outbox, selectors.EVENT_READ, lambda: self._on_outbox(child))
         for number, descriptor in child.outputs.items():
-            self._selector.register(descriptor, selectors.EVENT_READ, lambda number=number: self._outputs.read(child, number))
+            self._selector.register(descriptor, selectors.EVENT_READ, lambda number=number: self._on_output(child, number))
 
     def halt(self, exit_cause: str, *, blame: bool = False) -> None:
         """End the template and with it every child; returns when they are gone.
@@ -132,6 +136,7 @@ class Pool:
                     self._ended.append(died(run, run.kill or kill, exit_cause, now))
                 self._forget(lane, child)
             lane.release_unstarted()
+        self._outputs.close()
         self._selector.unregister(self.forking.control)
         self.forking.close()
 
@@ -143,7 +148,8 @@ class Pool:
         child.close()
         if child.group is not None:
             child.group.kill()
-            child.group.remove()
+            self._left.append(child.group)
+        self._left = [group for group in self._left if not group.remove()]
 
     # -- what children and template say
 
@@ -173,26 +179,14 @@ class Pool:
 
     def _on_outbox(self, child: Child) -> None:
         """Read what a child has to say."""
-        while True:
-            try:
-                data = child.outbox.recv(1 << 18)
-            except (BlockingIOError, ConnectionError, OSError):
-                break
-            if not data:  # the task closed every file, or the process is going
-                if not child.deaf:
-                    child.deaf = True
-                    self._selector.unregister(child.outbox)
-                    self._signal(child, signal.SIGKILL)
-                break
-            child.buffer += data
-        if b"\n" not in child.buffer:
-            return
-        *lines, rest = child.buffer.split(b"\n")
-        child.buffer = bytearray(rest)
+        lines, over = child.hear()
+        if over and not child.deaf:  # the task closed every file, or the process is going: then it is gone before the patience is over
+            child.deaf = True
+            self._selector.unregister(child.outbox)
+            child.leave_at = clock.monotonic() + _DEAF_PATIENCE
         now = clock.monotonic()
         finished = False
-        for line in lines:
-            fields = json.loads(line)
+        for fields in lines:
             if isinstance(fields[0], str):
                 self._said(child, fields)
             else:
@@ -201,6 +195,14 @@ class Pool:
         if finished and child.kind == PROCESS:
             for run in child.active():
                 run.since = now
+
+    def _on_output(self, child: Child, number: int) -> None:
+        """Read what a child prints."""
+        self._on_outbox(child)  # before a task printed anything, its child said what is to be done with it
+        if not self._outputs.read(child, number) and number in child.outputs:
+            descriptor = child.outputs.pop(number)
+            self._selector.unregister(descriptor)
+            os.close(descriptor)
 
     def _said(self, child: Child, fields: list[Any]) -> None:
         """Something that a running job, or the child itself, says beside the end of a job."""
@@ -224,7 +226,7 @@ class Pool:
                 run.keep_output = words[0]
 
     def _finished(self, child: Child, fields: list[Any], now: float) -> None:
-        job_id, lease, ending, *rest, run_ms, cpu_ms, peak = fields
+        job_id, _, ending, *rest, run_ms, cpu_ms, peak = fields
         run = child.runs.get(job_id)
         if run is None:
             return
@@ -232,15 +234,10 @@ class Pool:
         del child.runs[job_id]
         child.learn(run_ms)
         child.cpu_told += cpu_ms or 0
-        peak = max(run.peak, peak or 0) or None
-        match ending:
-            case "ok":
-                self._ended.append(Succeeded(job_id, lease, rest[0], run_ms, cpu_ms, now, peak))
-            case _ if ending in {DONE, LOST}:
-                self._ended.append(Settled(job_id, lease, ending == DONE))
-            case _:
-                *words, delay_ms = rest
-                self._ended.append(Unsuccessful._make((Ending(ending), job_id, lease, *words, run_ms, cpu_ms, now, delay_ms, peak)))
+        if run.kill is not None and child.kind == PROCESS:
+            child.retired, child.leave_at = True, now  # its SIGTERM is on the way, and must not meet the next job
+        overrun = self.enforcer.overrun(child, run, now)
+        self._ended.append(reported(run, ending, rest, (run_ms, cpu_ms, max(run.peak, peak or 0) or None), now, overrun))
 
     def _bury(self, child: Child, status: int, cpu_ms: int, peak: int) -> None:
         """A child is dead: its finished jobs count, unread ones go back to the front, those it ran end as the cause says."""
@@ -259,7 +256,7 @@ class Pool:
             self._ended.append(
                 died(run, kill, cause, now, cpu_ms=max(0, cpu_ms - child.cpu_told) if own else None, peak=peak if own else None)
             )
-            if kill is None:
+            if kill is None or kill.ending is Ending.CRASH:
                 self.crashed_count += 1
                 facts = {"job": run.job.id, "task": run.job.task, "attempt": run.job.attempt, "lease": run.job.lease, "cause": cause}
                 logger.error("job's process died", extra=facts)
@@ -270,9 +267,11 @@ class Pool:
         limits = run.limits or {}
         if child.killed:
             return Kill(Ending.RELEASE, None, None, "neighbour", now)
-        memory = limits.get("memory")
-        if memory is not None and self.enforcer.ran_out_of_memory(child):
-            return Kill(Ending.RETRY, "jobrunner.errors.MemoryLimitExceeded", over_memory(memory), "memory", now)
+        if (overrun := self.enforcer.overrun(child, run, now)) is not None:
+            return overrun
+        if child.deaf and child.put_down:
+            message = f"the job closed the sockets between its process and the worker, which killed it ({cause})"
+            return Kill(Ending.CRASH, "jobrunner.errors.WorkerProcessDied", message, cause, now)
         if limits.get("cpu_ms") is not None and cause == _XCPU:
             message = f"used more CPU than its cpu_limit of {(limits['cpu_ms'] or 0) / 1000:g} s"
             return Kill(Ending.RETRY, "jobrunner.errors.CpuLimitExceeded", message, "cpu", now)

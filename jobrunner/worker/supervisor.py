@@ -156,7 +156,8 @@ class Supervisor:
                 self._lease_lost()
                 continue
             for key, _ in ready:
-                if key.fileobj in self._selector.get_map():  # what one of them said may have been the end of another
+                # What one of them said may have been the end of another, whose socket is closed: only its number can be looked up.
+                if self._selector.get_map().get(key.fd) is key:
                     key.data()
             if self.pool.template_died:
                 self._template_died()

@@ -194,7 +194,8 @@ def main() -> None:
         raise SystemExit(1) from None
     limits.adopt_orphans()
     coroutines = sorted(name for name, task in jobs.registry.items() if task.is_async)
-    wire.send_message(control, {"event": "ready", "tasks": sorted(jobs.registry.names()), "coroutines": coroutines})
+    captured = sorted(name for name, task in jobs.registry.items() if task.running.capture_output)
+    wire.send_message(control, {"event": "ready", "tasks": sorted(jobs.registry.names()), "coroutines": coroutines, "captured": captured})
     Template(jobs, control).run()
 
 

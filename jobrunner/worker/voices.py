@@ -9,6 +9,7 @@ import ctypes
 import json
 import signal
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock
@@ -19,7 +20,6 @@ from jobrunner.worker import wire
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable
     from types import FrameType
 
     from jobrunner.current import JobContext
@@ -33,31 +33,30 @@ class Outbox:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        # Reentrant: an interrupt may come while the main thread holds it, and its handler logs.
+        # Reentrant: a signal may come while the main thread holds it, and its handler logs.
         self._lock = threading.RLock()
-        self._main = threading.main_thread()
-        self.sending = False  # in the main thread, where interrupts come
-        self.interrupted: Callable[[], None] | None = None
+        self._waiting: deque[bytes] = deque()
+        self._sending = self._torn = False
 
     def send(self, fields: list[Any]) -> None:
         """Send one line. Raises BrokenPipeError or ConnectionError when the worker is gone.
 
-        An interrupt that comes meanwhile waits: half a line would make the worker misread everything after it.
+        A signal handler may raise in the middle of it: what is left of that line is ended before the next, and the worker drops it.
         """
         data = json.dumps(fields).encode() + b"\n"
-        if threading.current_thread() is not self._main:
-            with self._lock:
-                self._sock.sendall(data)
-            return
-        nested, self.sending = self.sending, True
-        try:
-            with self._lock:
-                self._sock.sendall(data)
-        finally:
-            self.sending = nested
-        if not nested and self.interrupted is not None:
-            interrupt, self.interrupted = self.interrupted, None
-            interrupt()
+        with self._lock:
+            self._waiting.append(data)
+            if self._sending:
+                return  # called by a signal handler: after the line that is on its way
+            self._sending = True
+            try:
+                while self._waiting:
+                    line = b"\n" + self._waiting.popleft() if self._torn else self._waiting.popleft()
+                    self._torn = True
+                    self._sock.sendall(line)
+                    self._torn = False
+            finally:
+                self._sending = False
 
     def log(self, context: JobContext, level: int, logger: str, message: str) -> None:
         """Send a line for the job's log."""
@@ -124,9 +123,8 @@ class ProcessEar(Ear):
     reads of sockets return at once).
     """
 
-    def __init__(self, orders: socket.socket, outbox: Outbox) -> None:
+    def __init__(self, orders: socket.socket) -> None:
         super().__init__(orders)
-        self._outbox = outbox
         self.coroutine: asyncio.Task[Any] | None = None
         self.pending: BaseException | None = None
         signal.signal(INTERRUPT, self._on_signal)
@@ -134,13 +132,8 @@ class ProcessEar(Ear):
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.listen()
 
-    def interrupt(self, context: JobContext, error: BaseException) -> None:
+    def interrupt(self, context: JobContext, error: BaseException) -> None:  # noqa: ARG002  there is only one
         """Raise in the main thread; a coroutine is cancelled instead: an exception from nowhere would break its event loop."""
-        if self._outbox.sending:
-            self._outbox.interrupted = lambda: self.interrupt(context, error)
-            return
-        if not context.interruptible:
-            return  # it waited for a line to be sent, and that was the last one
         if self.coroutine is None:
             raise error
         self.pending = error

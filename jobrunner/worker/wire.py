@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from jobrunner.jobs import ClaimedJob
 
-DONE = "done"  # in the place of an ending: it is in the database already, a transactional task wrote it
+OK = "ok"  # in the place of an ending: the task returned
+DONE = "done"  # likewise: it is in the database already, a transactional task wrote it
 LOST = "lost"  # likewise: the attempt found itself superseded and wrote nothing
 INLINE_LIMIT = 48_000  # bytes of a datagram; a socket buffer holds at least four of them. Larger arguments travel as an open file
 _BUFFER = 64_000

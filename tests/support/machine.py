@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobrunner.worker import cgroups
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -23,11 +25,17 @@ def _can_unshare() -> bool:
     return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def _can_make_groups() -> bool:
+    found = cgroups.detect()
+    return found is not None and found.pids is not None
+
+
 NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
     "browser": (
         "Chromium with chromedriver",
         lambda: bool(shutil.which("chromedriver") and (shutil.which("chromium") or shutil.which("google-chrome"))),
     ),
+    "cgroups": ("control groups of memory and pids that can be made and limited", _can_make_groups),
     "linux": ("a /proc file system", lambda: Path("/proc/self/stat").exists()),
     "pgbouncer": ("pgbouncer", lambda: shutil.which("pgbouncer") is not None),
     "postgresql15": ("Debian's PostgreSQL 15", lambda: Path("/usr/lib/postgresql/15/bin/postgres").exists()),
