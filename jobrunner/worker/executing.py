@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner import payload
 from jobrunner.current import JobContext, running
-from jobrunner.errors import Cancel, Fail, JobControl, JobStopped, LeaseLost, Retry, Snooze, SoftTimeLimitExceeded
+from jobrunner.errors import Cancel, Fail, JobControl, JobStopped, Retry, Snooze, SoftTimeLimitExceeded
 from jobrunner.jobs import Ending
 from jobrunner.texts import cut, storable
 from jobrunner.worker import transactions
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from jobrunner.worker.wire import Assignment
 
 DONE = "done"  # the end of the job is in the database already: a transactional task wrote it
-LOST = "lost"  # and this one found that another attempt has superseded it
 _MAX_DELAY_MS = 10 * 365 * 86_400_000  # ten years: what a task asks for must always be a time the database can store
 
 
@@ -91,13 +90,14 @@ def execute(jobs: JobRunner, context: JobContext, job: Assignment, spent: Spent,
         What the worker is told: `[id, lease, ending, …, run_ms, cpu_ms, peak_memory]`.
     """
     ending: list[Any]
+    context.owner = jobs
     try:
         with jobs.execution_context(), running(context):
             task = jobs.registry.get(job.task)
             args, kwargs = payload.decode_args(task, job.args)
             if task.running.transactional:
-                done = transactions.run(jobs, context, spent, lambda session: call(task, *args, session=session, **kwargs))
-                ending = [DONE if done else LOST]
+                transactions.run(jobs, context, spent, lambda session: call(task, *args, session=session, **kwargs))
+                ending = [DONE]
             else:
                 ending = ["ok", _stored(jobs, call(task, *args, **kwargs))]
     except BaseException as error:  # noqa: BLE001  whatever task code raises ends its attempt, never the worker
@@ -108,6 +108,7 @@ def execute(jobs: JobRunner, context: JobContext, job: Assignment, spent: Spent,
 async def execute_async(jobs: JobRunner, context: JobContext, job: Assignment, spent: Spent, call: Callable[..., Any]) -> list[Any]:
     """As `execute`, for a coroutine among others in one event loop; `call` gives an awaitable."""
     ending: list[Any]
+    context.owner = jobs
     try:
         with jobs.execution_context(), running(context):
             task = jobs.registry.get(job.task)
@@ -174,8 +175,6 @@ def ended_by(error: BaseException, job: Assignment) -> list[Any]:
     """The part of the line that says how an attempt ended which raised `error`."""
     if isinstance(error, JobControl):
         return _controlled(error)
-    if isinstance(error, LeaseLost) and (error.job_id, error.lease) == (job.id, job.lease):
-        return [LOST]
     cause = "exception"
     if isinstance(error, SoftTimeLimitExceeded):
         cause = "timeout"

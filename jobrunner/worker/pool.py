@@ -16,7 +16,7 @@ from jobrunner.jobs import Ended, Ending, LogLine, Note, Settled, Succeeded, Uns
 from jobrunner.worker import cgroups, children
 from jobrunner.worker.children import ASYNC, KILL_AFTER, PROCESS, THREADS, Child, Kill, Run, died
 from jobrunner.worker.enforcer import STOP_PATIENCE, Enforcer, over_memory
-from jobrunner.worker.executing import DONE, LOST
+from jobrunner.worker.executing import DONE
 from jobrunner.worker.forking import Forking
 from jobrunner.worker.lanes import Lane
 from jobrunner.worker.log import logger
@@ -60,6 +60,7 @@ class Pool:
         self.stopping = False
         self.notes: list[Note] = []
         self.template_died = False
+        self._leave_by: float | None = None  # when everything must have ended, once the worker wants to leave
         self._ended: list[Ended] = []
         self._selector = selector
         self._numbers = 0
@@ -83,7 +84,7 @@ class Pool:
         """Take over what an ended pool has left to tell."""
         self._ended += old.take_ended()
         self.notes, self._logbook.lines = old.take_words()
-        self.crashed_count, self.stopping = old.crashed_count, old.stopping
+        self.crashed_count, self.stopping, self._leave_by = old.crashed_count, old.stopping, old._leave_by
 
     def tasks_of(self, lane: Lane) -> list[str]:
         """The names of the tasks that run in a lane."""
@@ -172,27 +173,14 @@ class Pool:
                 self.template_died = True
 
     def _on_outbox(self, child: Child) -> None:
-        """Read what a child has to say."""
-        while True:
-            try:
-                data = child.outbox.recv(1 << 18)
-            except (BlockingIOError, ConnectionError, OSError):
-                break
-            if not data:  # the task closed every file, or the process is going
-                if not child.deaf:
-                    child.deaf = True
-                    self._selector.unregister(child.outbox)
-                    self._signal(child, signal.SIGKILL)
-                break
-            child.buffer += data
-        if b"\n" not in child.buffer:
-            return
-        *lines, rest = child.buffer.split(b"\n")
-        child.buffer = bytearray(rest)
+        """Take in what a child has to say."""
         now = clock.monotonic()
         finished = False
-        for line in lines:
-            fields = json.loads(line)
+        for line in self._read(child):
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                continue  # a signal handler of the task raised while the line was sent; `voices.Outbox` begins the next one anew
             if isinstance(fields[0], str):
                 self._said(child, fields)
             else:
@@ -201,6 +189,26 @@ class Pool:
         if finished and child.kind == PROCESS:
             for run in child.active():
                 run.since = now
+                if self._leave_by is not None:  # it was in the child's hands already when the others were told
+                    self.enforcer.stop(child, run, "deploy", Ending.RELEASE, now, patience=max(0.0, self._leave_by - now))
+
+    def _read(self, child: Child) -> list[bytearray]:
+        """The whole lines that wait in a child's outbox."""
+        while True:
+            try:
+                data = child.outbox.recv(1 << 18)
+            except OSError:  # nothing more waits; or the other end is gone
+                break
+            if not data:  # the task closed every file, or the process is going
+                if not child.deaf:
+                    child.deaf = True
+                    self._selector.unregister(child.outbox)
+                    self._signal(child, signal.SIGKILL)
+                break
+            child.buffer += data
+        *lines, rest = child.buffer.split(b"\n")
+        child.buffer = bytearray(rest)
+        return lines
 
     def _said(self, child: Child, fields: list[Any]) -> None:
         """Something that a running job, or the child itself, says beside the end of a job."""
@@ -236,8 +244,8 @@ class Pool:
         match ending:
             case "ok":
                 self._ended.append(Succeeded(job_id, lease, rest[0], run_ms, cpu_ms, now, peak))
-            case _ if ending in {DONE, LOST}:
-                self._ended.append(Settled(job_id, lease, ending == DONE))
+            case _ if ending == DONE:
+                self._ended.append(Settled(job_id, lease))
             case _:
                 *words, delay_ms = rest
                 self._ended.append(Unsuccessful._make((Ending(ending), job_id, lease, *words, run_ms, cpu_ms, now, delay_ms, peak)))
@@ -347,6 +355,7 @@ class Pool:
 
     def ask_all(self, patience: float, now: float) -> None:
         """Tell every running job that the worker wants to leave; after `patience` seconds they are interrupted, then killed."""
+        self._leave_by = now + patience
         self.release_unstarted()
         self._each_run(lambda child, run: self.enforcer.stop(child, run, "deploy", Ending.RELEASE, now, patience=patience))
 
