@@ -145,8 +145,10 @@ class _Guard:
         if self._armed and not session.in_nested_transaction():  # the release of a savepoint is no commit
             self._refuse()
 
-    def _connection_committing(self, _connection: sa.Connection) -> None:
+    def _connection_committing(self, connection: sa.Connection) -> None:
+        """A commit past the session: SQLAlchemy takes the transaction for ended whatever happens here, so it has to be ended."""
         if self._armed:
+            connection.invalidate()
             self._refuse()
 
     def _refuse(self) -> None:
