@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from jobrunner import Cancel, Fail, JobRunner, Retry, Snooze, current_job
 from jobrunner.errors import LeaseLost
+from jobrunner.jobs import LogLine, Note
 from jobrunner.settings import parse_dsn
 from tests.support.attempts import Attempts, Notes
 from tests.support.waiting import wait_until
@@ -116,7 +117,7 @@ def test_a_superseded_attempt_leaves_nothing(jobs, attempts, connection, many):
 
 def test_a_superseded_attempt_enqueues_nothing(jobs, attempts, connection):
     """Enqueueing from a superseded attempt raises LeaseLost: one, a unique one, few and many, in the job's transaction or their own."""
-    raised = []
+    raised: list[tuple[int, int]] = []
 
     def body(session, child):
         attempts.supersede(claimed)
@@ -369,7 +370,7 @@ def test_a_function_that_makes_sessions(dsn, connection, engine):
     settle.options(session=None).enqueue()
     assert attempts.run()[2] == "done"
     assert effects(connection) == [1]
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert engine.pool.checkedout() == 0
     attempts.close()
 
 
@@ -523,9 +524,10 @@ def test_the_job_of_another_application_is_no_child(jobs, attempts, connection, 
 
 def test_what_an_attempt_said_just_before_its_end_is_kept(jobs, attempts, connection):
     """Lines and progress that the worker writes after the job has ended itself belong to it; those of other leases do not."""
-    from jobrunner.jobs import LogLine, Note
 
-    register(jobs, lambda session, child: None).enqueue()
+    def body(session, child): ...
+
+    register(jobs, body).enqueue()
     claimed = attempts.claim()
     attempts.run(claimed)
     lines = [LogLine(claimed.id, lease, 1, 20, "shop", f"lease {lease}", 1.0) for lease in (claimed.lease, claimed.lease + 1)]

@@ -16,7 +16,7 @@ import psycopg
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 APP = str(Path(__file__).with_name("chaos_app.py"))
 
@@ -45,8 +45,8 @@ class Ledger:
 class Worker:
     """One `jobrunner work` process."""
 
-    def __init__(self, dsn: str, ledger: Path, *options: str, app: str = APP) -> None:
-        environment = {**os.environ, "JOBRUNNER_CHAOS_LEDGER": str(ledger)}
+    def __init__(self, dsn: str, ledger: Path, *options: str, app: str = APP, env: Mapping[str, str] | None = None) -> None:
+        environment = {**os.environ, "JOBRUNNER_CHAOS_LEDGER": str(ledger), **(env or {})}
         command = [sys.executable, "-m", "jobrunner", "work", "--dsn", dsn, "--app", app, *options]
         self.log = ledger.with_suffix(f".{os.urandom(3).hex()}.log")
         with self.log.open("wb") as log:
@@ -92,9 +92,11 @@ class Worker:
 
 
 @contextlib.contextmanager
-def workers(dsn: str, ledger: Path, *options: str, count: int = 1, app: str = APP) -> Iterator[list[Worker]]:
+def workers(
+    dsn: str, ledger: Path, *options: str, count: int = 1, app: str = APP, env: Mapping[str, str] | None = None
+) -> Iterator[list[Worker]]:
     """Start workers; whatever is left of them at the end is killed."""
-    started = [Worker(dsn, ledger, *options, app=app) for _ in range(count)]
+    started = [Worker(dsn, ledger, *options, app=app, env=env) for _ in range(count)]
     try:
         yield started
     finally:
