@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from jobrunner.errors import JobStopped, NoCurrentJob
+from jobrunner.errors import JobStopped, NoCurrentJob, SoftTimeLimitExceeded
 from jobrunner.payload import encode_checkpoint
 from jobrunner.texts import storable
 
@@ -30,7 +32,9 @@ MAX_PROGRESS_TEXT = 500  # characters
 MAX_CHECKPOINT_BYTES = 256_000  # of JSON; it is written to the job's row each time
 NOTES_PER_SECOND = 50  # progress notes that leave the attempt; more are joined, the newest wins
 BURST = 200  # notes at once before that
+LATEST_AFTER = 0.5  # seconds after which a note that was held back goes out though nothing newer comes
 LOGGER = "jobrunner.job"
+SOFT_LIMIT = "timeout"  # the reason to stop that is no wish of anybody's
 
 
 class Voice(Protocol):
@@ -75,8 +79,9 @@ class JobContext:
     """
 
     __slots__ = (
-        "_allowance", "_checkpoint", "_pending", "_spent_at", "_voice", "attempt", "deadline", "fenced", "id", "interruptible", "lease",
-        "log", "log_level", "max_attempts", "queue", "session", "soft_seconds", "stop_reason", "task",
+        "_allowance", "_checkpoint", "_pending", "_said", "_spent_at", "_timer", "_voice", "_words", "attempt", "deadline", "fenced", "id",
+        "interruptible", "lease", "log", "log_bytes", "log_level", "log_lines", "max_attempts", "owner", "queue", "session",
+        "soft_seconds", "stop_reason", "task",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +102,8 @@ class JobContext:
         self.deadline = deadline
         self.log = logging.getLogger(LOGGER)
         self.log_level: int | None = logging.INFO
+        self.log_lines, self.log_bytes = 0, 0  # sent to the job's log
+        self.owner: Any = None  # the JobRunner that runs it; what is enqueued for another one is no child of this job
         self.session: Any = None  # of a transactional task: what it enqueues joins that transaction
         self.soft_seconds: float | None = None
         self.stop_reason: str | None = None
@@ -104,34 +111,70 @@ class JobContext:
         self.fenced = lease > 0  # whether what it enqueues is refused once it is superseded; not for `jobrunner run`, which has no row
         self._voice: Voice = voice or Silence()
         self._checkpoint = checkpoint
+        self._words = threading.Lock()  # of the four below: a timer sends what was held back
         self._pending: tuple[float | None, str | None] | None = None
+        self._said: tuple[float | None, str | None] | None = None
         self._allowance, self._spent_at = float(BURST), time.monotonic()
+        self._timer: threading.Timer | None = None
 
     def progress(self, fraction: float | None = None, text: str | None = None) -> None:
         """Say how far the work is; shown in `v_jobs`, the dashboard and `jobrunner jobs show` within about a second.
 
-        Cheap: calls that come faster than 50 a second are joined, the newest wins. Refused silently once the attempt is superseded.
+        Cheap: calls that come faster than 50 a second are joined, the newest wins and always arrives. Refused silently once the attempt
+        is superseded.
 
         Args:
-            fraction: 0 to 1; values outside are taken as the nearer end.
-            text: a few words, such as "page 4/10"; cut at 500 characters.
+            fraction: 0 to 1; values outside are taken as the nearer end; None leaves what was said before.
+            text: a few words, such as "page 4/10"; cut at 500 characters; None leaves what was said before.
+
+        Raises:
+            ValueError: `fraction` is NaN.
         """
-        clean = None if fraction is None else min(1.0, max(0.0, float(fraction)))
-        if clean is not None and clean != clean:  # noqa: PLR0124  NaN
-            raise ValueError("progress(nan): expected a number from 0 to 1")
-        self._pending = (clean, None if text is None else storable(str(text))[:MAX_PROGRESS_TEXT])
+        if fraction is not None:
+            fraction = float(fraction)
+            if math.isnan(fraction):
+                raise ValueError("progress(nan): expected a number from 0 to 1; was something divided by a total of 0?")
+            fraction = min(1.0, max(0.0, fraction))
+        words = None if text is None else storable(str(text)[:MAX_PROGRESS_TEXT])[:MAX_PROGRESS_TEXT]
         now = time.monotonic()
-        self._allowance = min(BURST, self._allowance + (now - self._spent_at) * NOTES_PER_SECOND)
-        self._spent_at = now
-        if self._allowance >= 1:
+        with self._words:
+            self._said = _joined(self._said, (fraction, words))
+            self._pending = _joined(self._pending, (fraction, words))
+            self._allowance = min(BURST, self._allowance + (now - self._spent_at) * NOTES_PER_SECOND)
+            self._spent_at = now
+            if self._allowance < 1:
+                self._send_later()
+                return
             self._allowance -= 1
+        self.flush()
+
+    def _send_later(self) -> None:
+        """The last of many calls must arrive though none follows: a task may report 100,000 rows in a second and then work for an hour."""
+        if self._timer is None:
+            timer = threading.Timer(LATEST_AFTER, self._send_held_back)
+            timer.daemon = True
+            with suppress(RuntimeError):  # no thread to be had; the end of the attempt sends it
+                timer.start()
+                self._timer = timer
+
+    def _send_held_back(self) -> None:
+        with self._words:
+            self._timer = None
+        with suppress(OSError):  # the worker is gone
             self.flush()
 
     def flush(self) -> None:
         """Send progress that was held back. The worker calls it at the end of the attempt."""
-        if self._pending is not None:
-            (fraction, text), self._pending = self._pending, None
-            self._voice.note(fraction, text, None)
+        with self._words:
+            pending, self._pending = self._pending, None
+        if pending is not None:
+            self._voice.note(*pending, None)
+
+    def last_words(self) -> tuple[float | None, str | None] | None:
+        """For the worker: what `progress` said last, over all calls, if anything; nothing is held back any more."""
+        with self._words:
+            self._pending = None
+            return self._said
 
     def checkpoint(self, value: Any) -> None:
         """Keep `value` for the next attempt, which finds it in `last_checkpoint`: after an error, a crash, a deploy, a `jobs retry`.
@@ -169,18 +212,22 @@ class JobContext:
 
         Raises:
             JobStopped: a BaseException, so that `except Exception` in task code does not swallow it.
+            SoftTimeLimitExceeded: it is the soft time limit that is over; uses up an attempt as any exception.
         """
         if self.should_stop():
+            if self.stop_reason == SOFT_LIMIT:
+                raise SoftTimeLimitExceeded(self.soft_seconds or 0.0)
             raise JobStopped(str(self.stop_reason))
 
     def stop(self, reason: str) -> None:
-        """For the worker: from now on `should_stop()` is true."""
-        self.stop_reason = reason
+        """For the worker: from now on `should_stop()` is true. A wish of somebody's counts more than a limit."""
+        if self.stop_reason is None or reason != SOFT_LIMIT:
+            self.stop_reason = reason
 
     def enqueue(self, task: Task[P, R] | BoundTask[P, R], *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Enqueue a child of this job: `task.enqueue(...)` with `parent_id` set, refused once this attempt is superseded.
 
-        A plain `task.enqueue(...)` in a running job does the same.
+        A plain `task.enqueue(...)` in a running job does the same. In a transactional task the child joins the job's transaction.
 
         Raises:
             LeaseLost: another attempt of this job runs by now, or it was cancelled; nothing was written.
@@ -212,16 +259,26 @@ def current_or_none() -> JobContext | None:
     return _current.get()
 
 
-def current_fence() -> Fence | None:
-    """The running attempt, for what must be refused once it is superseded; None outside of a job."""
+def current_fence(application: object) -> Fence | None:
+    """The running attempt, for what must be refused once it is superseded; None outside of a job of this application."""
     context = _current.get()
-    return Fence(context.id, context.lease) if context is not None and context.fenced else None
+    return Fence(context.id, context.lease) if context is not None and context.fenced and _owns(application, context) else None
 
 
-def current_session() -> Any:
-    """The session of the transactional job that runs here, or None."""
+def current_session(application: object) -> Any:
+    """The session of the transactional job of this application that runs here, or None."""
     context = _current.get()
-    return context.session if context is not None else None
+    return context.session if context is not None and _owns(application, context) else None
+
+
+def _owns(application: object, context: JobContext) -> bool:
+    return context.owner is None or context.owner is application
+
+
+def _joined(older: tuple[float | None, str | None] | None, newer: tuple[float | None, str | None]) -> tuple[float | None, str | None]:
+    if older is None:
+        return newer
+    return (older[0] if newer[0] is None else newer[0], older[1] if newer[1] is None else newer[1])
 
 
 @contextmanager

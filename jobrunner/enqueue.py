@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -71,7 +72,7 @@ def submit(application: Application, task: Task[..., Any], options: Options, arg
         parameters["unique_key"] = unique if isinstance(unique, str) else payload.unique_key(bound)
     if options.run_at is not None:
         parameters["run_at"] = options.run_at
-    fence = current_fence()
+    fence = current_fence(application)
     if fence is not None:
         parameters.setdefault("parent_id", fence.id)
     statement = inserting.insert_one(
@@ -105,7 +106,7 @@ def submit_many(application: Application, task: Task[..., Any], options: Options
     if not calls:
         return []
     columns: dict[str, Any] = {"task": task.name, **options.columns}
-    fence = current_fence()
+    fence = current_fence(application)
     if fence is not None:
         columns.setdefault("parent_id", fence.id)
     if options.run_at is not None:
@@ -113,19 +114,18 @@ def submit_many(application: Application, task: Task[..., Any], options: Options
     bound = _bound(task, calls)
     limit = application.max_payload_bytes
     place = _place(application, options)
-    if fence is not None:
-        _check(place, fence)
     written = len(calls)
     ids: Sequence[int]
-    if options.policy.unique:
-        ids, written = _insert_unique(place, columns, options, list(bound), limit)
-    elif len(calls) < COPY_FROM or not place.can_copy:
-        ids = _insert(place, columns, options.delay, list(_texts(bound, limit)))
-    else:
-        texts = _texts(bound, limit)
-        # In a transaction of its own the encoding goes on while the server stores the first rows; a call that is refused half-way
-        # rolls back. In the caller's transaction that would be his whole work, so there everything is encoded first.
-        ids = _copy(place, columns, options.delay, texts if isinstance(place, places.OwnTransaction) else list(texts), len(calls))
+    with _fenced(place, fence):
+        if options.policy.unique:
+            ids, written = _insert_unique(place, columns, options, list(bound), limit)
+        elif len(calls) < COPY_FROM or not place.can_copy:
+            ids = _insert(place, columns, options.delay, list(_texts(bound, limit)))
+        else:
+            texts = _texts(bound, limit)
+            # In a transaction of its own the encoding goes on while the server stores the first rows; a call that is refused half-way
+            # rolls back. In the caller's transaction that would be his whole work, so there everything is encoded first.
+            ids = _copy(place, columns, options.delay, texts if isinstance(place, places.OwnTransaction) else list(texts), len(calls))
     if written:
         place.written(written, None if _is_later(options) else _hint(application, place, options))
     return ids
@@ -133,6 +133,23 @@ def submit_many(application: Application, task: Task[..., Any], options: Options
 
 def _fence_parameters(fence: Fence) -> dict[str, int]:
     return {"fence_id": fence.id, "fence_lease": fence.lease}
+
+
+@contextmanager
+def _fenced(place: Place, fence: Fence | None) -> Iterator[None]:
+    """Around several statements: the attempt is looked at before them, and again last of all before they commit.
+
+    A child that stood still amid a long COPY writes nothing when it goes on after its job was given to another. In the caller's
+    transaction there is no last moment of ours: the caller's commit is.
+    """
+    if fence is None:
+        yield
+        return
+    with place.together():
+        _check(place, fence)
+        yield
+        if isinstance(place, places.OwnTransaction):
+            _check(place, fence)
 
 
 def _check(place: Place, fence: Fence) -> None:
@@ -153,7 +170,7 @@ def _place(application: Application, options: Options) -> Place:
         return places.on_connection(options.connection)
     session = options.session
     if session is DEFAULT_SESSION:
-        session = current_session() or application.session
+        session = current_session(application) or application.session
     return places.in_session(session) if session is not None else places.OwnTransaction(application.database)
 
 

@@ -102,11 +102,10 @@ class Unsuccessful(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """An attempt about which nothing is left to write: its own transaction ended the job, or found itself superseded."""
+    """An attempt about which nothing is left to write: it succeeded, and its own transaction ended the job."""
 
     id: int
     lease: int
-    succeeded: bool
 
 
 Outcome = Succeeded | Unsuccessful

@@ -43,7 +43,10 @@ class OwnTransaction:
 
     @contextmanager
     def together(self) -> Iterator[psycopg.Connection[Any]]:
-        """One transaction around several statements; gives the connection, for COPY."""
+        """One transaction around several statements; gives the connection, for COPY. Inside another one it is part of that."""
+        if self._held is not None:
+            yield self._held
+            return
         with _pooled(self._database) as connection, connection.transaction():
             self._held = connection
             try:
@@ -128,7 +131,7 @@ def _pooled(database: Database) -> Iterator[psycopg.Connection[Any]]:
     fairy = database.engine.raw_connection()
     connection = fairy.driver_connection
     assert isinstance(connection, psycopg.Connection)  # noqa: S101  `Database` makes no other
-    while _hung_up(connection):
+    while hung_up(connection):
         # The server or a pooler closed it while it lay in the pool. Asking the socket costs a microsecond; finding out by sending
         # the INSERT would leave the caller not knowing whether the job exists.
         fairy.invalidate()
@@ -146,8 +149,8 @@ def _pooled(database: Database) -> Iterator[psycopg.Connection[Any]]:
         fairy.close()
 
 
-def _hung_up(connection: psycopg.Connection[Any]) -> bool:
-    """Whether the other side ended an idle connection.
+def hung_up(connection: Any) -> bool:
+    """Whether the other side ended an idle connection of psycopg, or of another driver that tells its `closed` and `fileno()`.
 
     Unasked-for news on a connection that listens to nothing is a farewell, or something as rare as a changed server setting: not
     worth telling apart.

@@ -162,12 +162,23 @@ class Store:
         }
         return {row[0] for row in self._run("start", parameters).fetchall()}
 
-    def note(self, notes: Sequence[Note]) -> set[int]:
-        """Keep progress and checkpoints of running attempts. Returns the ids of those that still hold their lease."""
-        return {row[0] for row in self._run("progress", arrays.notes(sorted(notes))).fetchall()}
+    def note(self, notes: Sequence[Note]) -> set[tuple[int, int]]:
+        """Keep progress and checkpoints of running attempts.
+
+        Returns:
+            Those of the attempts, as (id, lease), that still hold their lease or have succeeded under it: a transactional task ends its
+            job by itself, and what it said just before comes late without being superseded.
+        """
+        held = {(row[0], row[1]) for row in self._run("progress", arrays.notes(sorted(notes, key=_attempt))).fetchall()}
+        rest = [note for note in notes if _attempt(note) not in held]
+        if rest:
+            # A statement of its own: one that waited for the end of such a job does not see what that wrote.
+            given = {"ids": arrays.ints(note.id for note in rest), "leases": arrays.ints(note.lease for note in rest)}
+            held |= {(row[0], row[1]) for row in self._run("has_succeeded", given).fetchall()}
+        return held
 
     def log(self, lines: Sequence[LogLine]) -> int:
-        """Keep lines that running attempts logged; those of superseded ones are dropped. Returns how many were kept."""
+        """Keep lines of attempts that run, or have succeeded; those of superseded ones are dropped. Returns how many were kept."""
         return self._run("log", arrays.log_lines(lines, clock.monotonic())).rowcount
 
     # -- worker: its own row, other workers' jobs
@@ -324,6 +335,9 @@ def allow_preparing(connection: Connection[Any], _record: object = None) -> None
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     if row is not None and row[0] == connection.info.backend_pid:
         connection.prepare_threshold = _ONLY_WHEN_ASKED
+
+
+_attempt = attrgetter("id", "lease")
 
 
 def _claim_order(job: ClaimedJob) -> tuple[datetime, int]:

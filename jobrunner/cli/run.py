@@ -54,7 +54,12 @@ def _result(runner: JobRunner, task: Task[..., Any], data: dict[str, Any], *, pd
     context = JobContext(id=0, task=task.name, queue=task.policy.queue, attempt=1, max_attempts=task.policy.max_attempts, lease=0)
     with runner.execution_context(), running(context):
         try:
-            value = task(*args, **kwargs)
+            if task.running.transactional:
+                from jobrunner.worker import transactions
+
+                value = transactions.rehearse(runner, context, lambda session: task(*args, session=session, **kwargs))
+            else:
+                value = task(*args, **kwargs)
             if task.is_async:
                 value = _awaited(value)
         except JobControl as control:

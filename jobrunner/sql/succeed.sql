@@ -2,6 +2,7 @@
 -- Parameters: ids, leases bigint[]; results text[] (JSON text or NULL); run_ms, cpu_ms, age_ms bigint[] (durations measured by the worker;
 --   age_ms is how long ago the attempt ended, for the start time by the database's clock); peak_memory bigint[] (bytes).
 --   The checkpoint goes: nobody continues what has succeeded.
+-- By statement_timestamp(), not now(): a transactional task runs this at the end of its own transaction, which began when it began.
 -- Guard: (id, lease) and running; a superseded attempt deletes nothing and so inserts nothing. Returns the ids that were accepted.
 -- Locks: the rows, in the order given (callers sort by id). Index: jobs_pkey.
 -- Trap avoided: the guesses built into `state || ''` and into the bounds of f.lease (no lease is outside them) keep the planner on
@@ -12,7 +13,7 @@ WITH done AS (
     USING unnest(:'ids'::bigint[], :'leases'::bigint[], :'results'::text[], :'run_ms'::bigint[], :'cpu_ms'::bigint[], :'peak_memory'::bigint[], :'age_ms'::bigint[])
           AS f (id, lease, result, run_ms, cpu_ms, peak_memory, age_ms)
     WHERE j.id = f.id AND j.lease = f.lease AND j.state || '' = 'running' AND f.lease BETWEEN 1 AND 9223372036854775806
-    RETURNING j.*, f.result, f.run_ms, f.cpu_ms, f.peak_memory, now() - (f.run_ms + f.age_ms) * interval '1 millisecond' AS began_at
+    RETURNING j.*, f.result, f.run_ms, f.cpu_ms, f.peak_memory, statement_timestamp() - (f.run_ms + f.age_ms) * interval '1 millisecond' AS began_at
 )
 INSERT INTO jobrunner.job_history (
     id, task, args, queue, priority, tags, meta, parent_id, unique_key, created_at, run_at, state, lease, attempt, max_attempts,
@@ -22,6 +23,6 @@ INSERT INTO jobrunner.job_history (
 SELECT id, task, args, queue, priority, tags, meta, parent_id, unique_key, created_at, run_at, 'succeeded', lease, attempt, max_attempts,
     backoff, backoff_base, backoff_cap, backoff_jitter, 0, max_crashes, time_limit, soft_time_limit, cpu_limit,
     memory_limit, memory_limit_on_retry, output_limit, max_processes, progress, progress_text, NULL, last_error_type, last_error, last_error_at,
-    worker_id, began_at, now(), result::jsonb, greatest(0, extract(epoch FROM began_at - run_at) * 1000)::bigint, run_ms, cpu_ms, peak_memory
+    worker_id, began_at, statement_timestamp(), result::jsonb, greatest(0, extract(epoch FROM began_at - run_at) * 1000)::bigint, run_ms, cpu_ms, peak_memory
 FROM done
 RETURNING id

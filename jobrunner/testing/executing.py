@@ -63,17 +63,10 @@ def perform(jobs: JobRunner, job: ClaimedJob, runner: asyncio.Runner) -> str | N
         args, kwargs = payload.decode_args(task, assignment.args)
         if not task.running.transactional:
             return _text(jobs, _call(runner)(task, *args, **kwargs))
-        from jobrunner.worker.transactions import _session
+        from jobrunner.worker import transactions
 
-        with _session(jobs) as session:
-            context.session = session
-            try:
-                text = _text(jobs, task.fn(*args, session=session, **kwargs))
-                session.commit()
-            except BaseException:
-                session.rollback()
-                raise
-            return text
+        result = transactions.rehearse(jobs, context, lambda session: task.fn(*args, session=session, **kwargs))
+        return _text(jobs, result)
 
 
 def _assignment(job: ClaimedJob) -> wire.Assignment:
@@ -104,7 +97,7 @@ def _ended(fields: list[Any]) -> Ended:
     now = clock.monotonic()
     if ending == "ok":
         return Succeeded(job_id, lease, rest[0], run_ms, cpu_ms, now, peak)
-    if ending in {wire.DONE, wire.LOST}:
-        return Settled(job_id, lease, ending == wire.DONE)
+    if ending == wire.DONE:
+        return Settled(job_id, lease)
     *words, delay_ms = rest
     return Unsuccessful._make((Ending(ending), job_id, lease, *words, run_ms, cpu_ms, now, delay_ms, peak))

@@ -137,7 +137,7 @@ class Joined:
 
     def redirect(self, options: Options) -> Options:
         """A job that would be written in a transaction of its own is written in the test's."""
-        session = current_session() or self._jobs.session if options.session is DEFAULT_SESSION else options.session
+        session = current_session(self._jobs) or self._jobs.session if options.session is DEFAULT_SESSION else options.session
         if options.connection is not None or session is not None:
             return options
         return dataclasses.replace(options, session=None, connection=self.connection())

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from jobrunner.worker.voices import Outbox
 
 MESSAGE_LIMIT = 16_000  # characters of one line
+MAX_LINES = 10_000  # of one attempt's log
+MAX_LOG_BYTES = 1_000_000  # of one attempt's log
 STDOUT, STDERR = "stdout", "stderr"
 LEVELS = {STDOUT: logging.INFO, STDERR: logging.WARNING}
 _MAX_NAME = 200  # characters of a logger's name
+_TRACEBACKS = logging.Formatter()
 
 
 class JobLog(logging.Handler):
@@ -36,7 +39,7 @@ class JobLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record, if a job runs here and wants it."""
         context = current_or_none()
-        if context is None or context.log_level is None or not context.lease:
+        if context is None or context.log_level is None or not context.lease or _is_full(context):
             return
         own = record.name == LOGGER
         if not own and record.levelno < context.log_level:
@@ -44,7 +47,9 @@ class JobLog(logging.Handler):
         try:
             text = record.getMessage()
             if record.exc_info and record.exc_info[1] is not None:
-                text += "\n" + logging.Formatter().formatException(record.exc_info)
+                text += "\n" + _TRACEBACKS.formatException(record.exc_info)
+            if record.stack_info:
+                text += "\n" + record.stack_info
         except Exception as error:  # noqa: BLE001  arguments that do not fit the message, a hostile __str__
             text = f"<a record of {record.pathname}:{record.lineno} could not be formatted: {type(error).__name__}>"
         level = min(max(record.levelno, logging.NOTSET), logging.CRITICAL)
@@ -52,11 +57,21 @@ class JobLog(logging.Handler):
 
 
 def send(outbox: Outbox, context: JobContext, level: int, name: str, text: str) -> None:
-    """One line for the job's log, as text that PostgreSQL accepts; nothing when the worker is gone."""
-    try:
-        outbox.log(context, level, storable(name)[:_MAX_NAME], cut(storable(text), MESSAGE_LIMIT))
-    except OSError:
+    """One line for the job's log, as text that PostgreSQL accepts; nothing when the worker is gone or the log is full.
+
+    The worker's own count decides where the log ends; this one keeps a task that logs for ever from keeping the worker busy.
+    """
+    if _is_full(context):
         return
+    name, text = storable(name[:_MAX_NAME])[:_MAX_NAME], storable(cut(text, MESSAGE_LIMIT))
+    context.log_lines += 1
+    context.log_bytes += len(text)
+    with contextlib.suppress(OSError):
+        outbox.log(context, level, name, text)
+
+
+def _is_full(context: JobContext) -> bool:
+    return context.log_lines > MAX_LINES or context.log_bytes > MAX_LOG_BYTES
 
 
 def install(outbox: Outbox) -> None:

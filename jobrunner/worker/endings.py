@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.jobs import Ending, Settled, Succeeded, Unsuccessful
-from jobrunner.worker.wire import DONE, LOST, OK
+from jobrunner.worker.wire import DONE, OK
 
 if TYPE_CHECKING:
     from jobrunner.jobs import Ended
@@ -44,8 +44,8 @@ def reported(
             have been whole; but for a transactional task, whose effects are there.
     """
     job, (run_ms, cpu_ms, peak) = run.job, spent
-    if ending in {DONE, LOST}:
-        return Settled(job.id, job.lease, ending == DONE)
+    if ending == DONE:
+        return Settled(job.id, job.lease)
     if ending == OK and overrun is None:
         return Succeeded(job.id, job.lease, words[0], run_ms, cpu_ms, now, peak)
     *facts, delay_ms = _NOTHING if ending == OK else words

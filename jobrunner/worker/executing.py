@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner import payload
 from jobrunner.current import JobContext, running
-from jobrunner.errors import Cancel, Fail, JobControl, JobStopped, LeaseLost, Retry, Snooze, SoftTimeLimitExceeded, UnstorableResult
+from jobrunner.errors import Cancel, Fail, JobControl, JobStopped, Retry, Snooze, SoftTimeLimitExceeded, UnstorableResult
 from jobrunner.jobs import Ending
 from jobrunner.texts import cut, storable
 from jobrunner.worker.failures import MESSAGE_LIMIT, describe
-from jobrunner.worker.wire import DONE, LOST, OK
+from jobrunner.worker.wire import DONE, OK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +89,7 @@ def execute(jobs: JobRunner, context: JobContext, job: Assignment, spent: Spent,
         What the worker is told: `[id, lease, ending, …, run_ms, cpu_ms, peak_memory]`.
     """
     ending: list[Any]
+    context.owner = jobs
     try:
         with jobs.execution_context(), running(context):
             task = jobs.registry.get(job.task)
@@ -96,8 +97,8 @@ def execute(jobs: JobRunner, context: JobContext, job: Assignment, spent: Spent,
             if task.running.transactional:
                 from jobrunner.worker import transactions  # SQLAlchemy's ORM: half a second that other workers need not spend
 
-                done = transactions.run(jobs, context, spent, lambda session: call(task, *args, session=session, **kwargs))
-                ending = [DONE if done else LOST]
+                transactions.run(jobs, context, spent, lambda session: call(task, *args, session=session, **kwargs))
+                ending = [DONE]
             else:
                 ending = [OK, _stored(jobs, call(task, *args, **kwargs))]
     except BaseException as error:  # noqa: BLE001  whatever task code raises ends its attempt, never the worker
@@ -108,6 +109,7 @@ def execute(jobs: JobRunner, context: JobContext, job: Assignment, spent: Spent,
 async def execute_async(jobs: JobRunner, context: JobContext, job: Assignment, spent: Spent, call: Callable[..., Any]) -> list[Any]:
     """As `execute`, for a coroutine among others in one event loop; `call` gives an awaitable."""
     ending: list[Any]
+    context.owner = jobs
     try:
         with jobs.execution_context(), running(context):
             task = jobs.registry.get(job.task)
@@ -174,8 +176,6 @@ def ended_by(error: BaseException, job: Assignment) -> list[Any]:
     """The part of the line that says how an attempt ended which raised `error`."""
     if isinstance(error, JobControl):
         return _controlled(error)
-    if isinstance(error, LeaseLost) and (error.job_id, error.lease) == (job.id, job.lease):
-        return [LOST]
     if isinstance(error, UnstorableResult):
         return [Ending.FAIL, *describe(error), "exception", None]
     cause = "exception"

@@ -27,7 +27,7 @@ class Finisher:
         self.succeeded_count = 0
         self.failed_count = 0
         self._in_doubt: set[tuple[int, int]] = set()
-        self._settled: set[tuple[int, int]] = set()
+        self._settled: set[Settled] = set()
 
     def write(self, store: Store, ended: Sequence[Ended]) -> None:
         """Write the outcomes among `ended` in one transaction; one by one when PostgreSQL refuses the batch for what is in it.
@@ -49,13 +49,9 @@ class Finisher:
 
     def _count_settled(self, settled: Sequence[Settled]) -> None:
         for outcome in settled:
-            if (outcome.id, outcome.lease) in self._settled:
-                continue  # the batch was tried before
-            self._settled.add((outcome.id, outcome.lease))
-            self.succeeded_count += outcome.succeeded
-            if not outcome.succeeded:
-                facts = {"job": outcome.id, "lease": outcome.lease}
-                logger.warning("transaction rolled back: the attempt has been superseded", extra=facts)
+            if outcome not in self._settled:  # else the batch was tried before
+                self._settled.add(outcome)
+                self.succeeded_count += 1
 
     def _write_one(self, store: Store, outcome: Outcome) -> list[Outcome]:
         """Write one outcome, or what can be said of it. Returns it when it was refused."""

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 FLUSH = 0.5  # seconds that something may wait
 MAX_LINES = 20_000  # log lines kept while the database is away
+MAX_BYTES = 32_000_000  # and their text
 _BATCH = 1000  # rows of one statement
 
 
@@ -32,7 +33,8 @@ class Notebook:
 
     def __init__(self) -> None:
         self._notes: dict[tuple[int, int], Note] = {}
-        self._lines: deque[LogLine] = deque(maxlen=MAX_LINES)
+        self._lines: deque[LogLine] = deque()
+        self._bytes = 0
         self._since: float | None = None
         self.dropped = 0
 
@@ -50,8 +52,11 @@ class Notebook:
             key = (note.id, note.lease)
             self._notes[key] = _joined(self._notes.get(key), note)
         for line in lines:
-            self.dropped += len(self._lines) == MAX_LINES
             self._lines.append(line)
+            self._bytes += len(line.message)
+        while len(self._lines) > MAX_LINES or self._bytes > MAX_BYTES:
+            self._bytes -= len(self._lines.popleft().message)
+            self.dropped += 1
         if self._since is None and (self._notes or self._lines):
             self._since = clock.monotonic()
 
@@ -60,7 +65,11 @@ class Notebook:
         notes, lines = list(self._notes.values()), list(self._lines)
         self._notes.clear()
         self._lines.clear()
+        self._bytes = 0
         self._since = None
+        if self.dropped:
+            logger.warning("too many log lines of jobs waited for the database: the oldest are lost", extra={"lines": self.dropped})
+            self.dropped = 0
         return notes, lines
 
     def put_back(self, notes: Iterable[Note], lines: Iterable[LogLine]) -> None:
@@ -77,25 +86,37 @@ def write(store: Store, notes: list[Note], lines: list[LogLine]) -> list[Note]:
     """
     superseded: list[Note] = []
     for start in range(0, len(notes), _BATCH):
-        part = notes[start : start + _BATCH]
-        held = _tried(partial(store.note, part), "progress")
-        if held is not None:
-            superseded += [note for note in part if note.id not in held]
+        superseded += _each_or_all(notes[start : start + _BATCH], partial(_note, store), "progress")
     while lines:
-        _tried(partial(store.log, lines[:_BATCH]), "log lines")
+        _each_or_all(lines[:_BATCH], partial(_log, store), "log line")
         del lines[:_BATCH]
     return superseded
 
 
-def _tried(call: Callable[[], T], what: str) -> T | None:
-    """What is refused for what it says is given up: neither the job nor the worker may fail for it."""
+def _note(store: Store, notes: list[Note]) -> list[Note]:
+    held = store.note(notes)
+    return [note for note in notes if (note.id, note.lease) not in held]
+
+
+def _log(store: Store, lines: list[LogLine]) -> list[LogLine]:
+    store.log(lines)
+    return []
+
+
+def _each_or_all(things: list[T], write_all: Callable[[list[T]], list[T]], what: str) -> list[T]:
+    """Write all at once, or one by one when PostgreSQL refuses something in them: that one is given up, and no other suffers.
+
+    Neither the job nor the worker may fail for what a job says of itself.
+    """
     try:
-        return call()
+        return write_all(things)
     except psycopg.Error as error:
         if is_transient(error):
             raise
-        logger.error("cannot be stored and is dropped", extra={"what": what, "error": type(error).__name__})
-        return None
+        if len(things) == 1:
+            logger.error("cannot be stored and is dropped", extra={"what": what, "error": type(error).__name__})
+            return []
+    return [given_back for thing in things for given_back in _each_or_all([thing], write_all, what)]
 
 
 def _joined(older: Note | None, newer: Note) -> Note:

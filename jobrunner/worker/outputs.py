@@ -15,15 +15,13 @@ from jobrunner import clock
 from jobrunner.current import LOGGER
 from jobrunner.jobs import LogLine
 from jobrunner.texts import cut, storable
-from jobrunner.worker.capture import LEVELS, MESSAGE_LIMIT, STDERR, STDOUT
+from jobrunner.worker.capture import LEVELS, MAX_LINES, MAX_LOG_BYTES, MESSAGE_LIMIT, STDERR, STDOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jobrunner.worker.children import Child, Run
 
-MAX_LINES = 10_000  # of one attempt's log
-MAX_LOG_BYTES = 1_000_000  # of one attempt's log
 _CHUNK = 65_536  # bytes read at once
 _CHUNKS = 16  # reads before the worker looks after its other children; together as much as the kernel lets a pipe hold
 _LAST_WORDS = 1.0  # seconds that a slow terminal is given at the end

@@ -68,6 +68,7 @@ class Pool:
         self.enforcer = Enforcer(self._signal, self._interrupt, lambda child: self._lane_of(child).take_back(child))
         self._outputs = Outputs(self._logbook, self.enforcer.exceeded_output)
         self._cgroups = cgroups.detect()
+        self._leave_by: float | None = None  # when the worker's time of grace is over
         self._left: list[cgroups.Group] = []  # of dead children, whose processes were not all gone yet
         kinds = [(THREADS, 1, shape.threads) if shape.threads else (PROCESS, shape.processes, 1)]
         if shape.coroutines:
@@ -88,6 +89,7 @@ class Pool:
         self._ended += old.take_ended()
         self.notes, self._logbook.lines = old.take_words()
         self.crashed_count, self.stopping, self._left = old.crashed_count, old.stopping, old._left
+        self._leave_by = old._leave_by
 
     def tasks_of(self, lane: Lane) -> list[str]:
         """The names of the tasks that run in a lane."""
@@ -195,6 +197,8 @@ class Pool:
         if finished and child.kind == PROCESS:
             for run in child.active():
                 run.since = now
+                if self._leave_by is not None:  # it was in the child's hands already when the others were told
+                    self.enforcer.stop(child, run, "deploy", Ending.RELEASE, now, patience=max(0.0, self._leave_by - now))
 
     def _on_output(self, child: Child, number: int) -> None:
         """Read what a child prints."""
@@ -346,6 +350,7 @@ class Pool:
 
     def ask_all(self, patience: float, now: float) -> None:
         """Tell every running job that the worker wants to leave; after `patience` seconds they are interrupted, then killed."""
+        self._leave_by = now + patience
         self.release_unstarted()
         self._each_run(lambda child, run: self.enforcer.stop(child, run, "deploy", Ending.RELEASE, now, patience=patience))
 

@@ -45,7 +45,6 @@ class _Child:
         self.capturing: set[int] = set()
         self.streams = [capture.JobStream(self.outbox, name, self.capturing) for name in capture.LEVELS]
         self.done_read, self.done_write = socket.socketpair()
-        self.lock = threading.Lock()  # of what ends a job against an interrupt for it
 
     def serve(self) -> None:
         capture.install(self.outbox)
@@ -73,8 +72,7 @@ class _Child:
                 elif key.fileobj is self.done_read:
                     self.busy -= len(self.done_read.recv(4096))
                 else:
-                    with self.lock:
-                        self.ear.listen()
+                    self.ear.listen()
             if not leaving and (why := self._enough(count)) is not None:
                 leaving = True
                 self.outbox.send(["retire", why])
@@ -104,7 +102,7 @@ class _Child:
         try:
             line = execute(self.jobs, context, job, ThreadSpent(), self._call(context))
         finally:
-            with self.lock:  # from here on no interrupt is left for this thread
+            with self.ear.lock:
                 self.ear.ended(context)
                 self.ear.threads.pop(job.id, None)
         if job.id in self.capturing:
@@ -117,10 +115,13 @@ class _Child:
 
     def _call(self, context: JobContext) -> Callable[..., Any]:
         def call(task: Task[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-            value = interruptible(context, task.fn, *args, **kwargs)
-            if inspect.isawaitable(value):
-                with asyncio.Runner() as runner:
-                    value = interruptible(context, runner.run, _await(value), context=contextvars.copy_context())
+            try:
+                value = interruptible(context, task.fn, *args, **kwargs)
+                if inspect.isawaitable(value):
+                    with asyncio.Runner() as runner:
+                        value = interruptible(context, runner.run, _await(value), context=contextvars.copy_context())
+            finally:
+                self.ear.leave(context)
             return value
 
         return call

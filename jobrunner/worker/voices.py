@@ -9,7 +9,6 @@ import ctypes
 import json
 import signal
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock
@@ -27,36 +26,39 @@ if TYPE_CHECKING:
 # Sent to one child, never to its group. A real-time signal where there are some: SIGUSR1 and 2 are often the application's.
 INTERRUPT = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 
+MOST_EARLY = 64  # orders kept for attempts that this child does not know (yet)
+
 
 class Outbox:
-    """Lines to the worker; whole ones, whatever thread sends them."""
+    """Lines to the worker; whole ones, whatever thread sends them and whatever a signal handler does meanwhile."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         # Reentrant: a signal may come while the main thread holds it, and its handler logs.
         self._lock = threading.RLock()
-        self._waiting: deque[bytes] = deque()
         self._sending = self._torn = False
+        self._later: list[bytes] = []
 
     def send(self, fields: list[Any]) -> None:
-        """Send one line. Raises BrokenPipeError or ConnectionError when the worker is gone.
-
-        A signal handler may raise in the middle of it: what is left of that line is ended before the next, and the worker drops it.
-        """
+        """Send one line. Raises BrokenPipeError or ConnectionError when the worker is gone."""
         data = json.dumps(fields).encode() + b"\n"
         with self._lock:
-            self._waiting.append(data)
-            if self._sending:
-                return  # called by a signal handler: after the line that is on its way
+            if self._sending:  # this is a signal handler amid another line
+                self._later.append(data)
+                return
             self._sending = True
             try:
-                while self._waiting:
-                    line = b"\n" + self._waiting.popleft() if self._torn else self._waiting.popleft()
-                    self._torn = True
-                    self._sock.sendall(line)
-                    self._torn = False
+                self._send(data)
+                while self._later:
+                    self._send(self._later.pop(0))
             finally:
                 self._sending = False
+
+    def _send(self, data: bytes) -> None:
+        """A line that an exception has cut off (an interrupt, an alarm of the task's own) must not spoil the one after it."""
+        data, self._torn = (b"\n" + data if self._torn else data), True
+        self._sock.sendall(data)
+        self._torn = False
 
     def log(self, context: JobContext, level: int, logger: str, message: str) -> None:
         """Send a line for the job's log."""
@@ -91,10 +93,14 @@ class Ear:
     def __init__(self, orders: socket.socket) -> None:
         self.orders = orders
         self.attempts: dict[int, JobContext] = {}
+        self._early: dict[int, wire.Order] = {}
 
     def began(self, context: JobContext) -> None:
-        """From now on orders for this attempt count."""
+        """From now on orders for this attempt count, and one that came before it had begun."""
         self.attempts[context.id] = context
+        order = self._early.pop(context.id, None)
+        if order is not None and order.lease == context.lease:
+            context.stop(order.reason)
 
     def ended(self, context: JobContext) -> None:
         """Orders for this attempt come too late from now on."""
@@ -105,11 +111,18 @@ class Ear:
         while (order := wire.receive_order(self.orders)) is not None:
             context = self.attempts.get(order.id)
             if context is None or context.lease != order.lease:
-                continue  # it has ended meanwhile
+                self._keep(order)
+                continue
             context.stop(order.reason)
             if order.interrupt and context.interruptible:
                 soft = order.reason == "timeout"
                 self.interrupt(context, SoftTimeLimitExceeded(context.soft_seconds or 0.0) if soft else JobStopped(order.reason))
+
+    def _keep(self, order: wire.Order) -> None:
+        """It has ended meanwhile, or a thread is about to begin it."""
+        self._early[order.id] = order
+        if len(self._early) > MOST_EARLY:
+            del self._early[next(iter(self._early))]
 
     def interrupt(self, context: JobContext, error: BaseException) -> None:
         """Raise `error` in the task."""
@@ -149,6 +162,12 @@ class ThreadEar(Ear):
     def __init__(self, orders: socket.socket) -> None:
         super().__init__(orders)
         self.threads: dict[int, int] = {}
+        self.lock = threading.RLock()  # any thread may listen, and the end of task code must not be passed by an interrupt for it
+
+    def listen(self) -> None:
+        """Carry out every order that waits, one thread at a time."""
+        with self.lock:
+            super().listen()
 
     def interrupt(self, context: JobContext, error: BaseException) -> None:
         """Leave the exception's class for the thread: CPython takes a class, so the reason is read from the context later."""
@@ -157,6 +176,15 @@ class ThreadEar(Ear):
             raise error
         if thread is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_class_for_thread(error)))
+
+    def leave(self, context: JobContext) -> None:
+        """The task's code is over in this thread: an interrupt that was left for it and has not come yet is taken back.
+
+        It would otherwise strike the worker's own code, or the next job of this thread.
+        """
+        with self.lock:
+            context.interruptible = False
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)
 
 
 class _StoppedInThread(JobStopped):
@@ -173,6 +201,11 @@ class _SoftLimitInThread(SoftTimeLimitExceeded):
     def __init__(self) -> None:
         context = current_or_none()
         super().__init__(context.soft_seconds or 0.0 if context is not None else 0.0)
+
+
+for _own, _known in ((_StoppedInThread, JobStopped), (_SoftLimitInThread, SoftTimeLimitExceeded)):
+    # What is on record is the class that the task's author knows.
+    _own.__module__, _own.__name__, _own.__qualname__ = _known.__module__, _known.__name__, _known.__qualname__
 
 
 def _class_for_thread(error: BaseException) -> type[BaseException]:

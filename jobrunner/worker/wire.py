@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 OK = "ok"  # in the place of an ending: the task returned
 DONE = "done"  # likewise: it is in the database already, a transactional task wrote it
-LOST = "lost"  # likewise: the attempt found itself superseded and wrote nothing
 INLINE_LIMIT = 48_000  # bytes of a datagram; a socket buffer holds at least four of them. Larger arguments travel as an open file
 _BUFFER = 64_000
 _ROOM_FOR_DESCRIPTORS = socket.CMSG_SPACE(8 * array.array("i").itemsize)

@@ -74,6 +74,7 @@ def parameters(filled: Filled, batch: int) -> dict[str, dict[str, Any]]:
         "requeue": {"ids": [-job_id for job_id in queued["ids"]]},
         **{name: {"worker_ids": [filled.lost]} for name in ("rescue", "rescue_abort", "rescue_quarantine")},
         "held_jobs": {"worker_id": filled.alive}, "job_state": {"id": -first},
+        "has_succeeded": {"ids": [-job_id for job_id in queued["ids"]], "leases": [LEASE] * len(queued["ids"])},
         "heartbeat": {"worker_id": filled.alive, "lease_ms": 1000, "rss_bytes": None, "memory_bytes": None, "running": "[]", **counts},
         "stop_worker": {"worker_id": filled.alive, "last_exit": "done", "exit_code": 0, "error": None, "left_count": 0, "next_due_ms": None, **counts},
         "register_worker": {**register, "pool": None, "pool_slot": None}, "give_up_slot": slot,
