@@ -208,7 +208,7 @@ def test_a_result_that_cannot_be_stored_rolls_back(jobs, attempts, connection):
     for words in ("2,000,002 bytes", "cannot be stored"):
         settle.enqueue()
         ending, error, message = failure(attempts.run())
-        assert (ending, error) == ("retry", "jobrunner.errors.InvalidPayload")
+        assert (ending, error) == ("fail", "jobrunner.errors.UnstorableResult")
         assert words in message or "return value" in message
     assert effects(connection) == []
 
