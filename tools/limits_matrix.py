@@ -338,7 +338,12 @@ def updated(page: str, run: Run) -> str:
 def differences(page: str, run: Run) -> list[str]:
     """Rows that are not as the page has them, and what else went wrong."""
     stored = classes(page.partition(BEGIN)[2].partition(END)[0])
-    return run.problems + [f"not on the page: {row}" for row in classes(table(run)) if row not in stored]
+    found = classes(table(run))
+    return [
+        *run.problems,
+        *(f"not on the page: {row}" for row in found if row not in stored),
+        *(f"only on the page: {row}" for row in stored if row not in found),
+    ]
 
 
 def main(check: bool) -> int:  # noqa: FBT001  the one option
