@@ -14,14 +14,18 @@ from __future__ import annotations
 import os
 import signal
 from functools import cache
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
+
+from jobrunner import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _CHUNK = 1 << 16  # bytes asked of the kernel at once; it gives at most a page of `children`
 _FORKED_NOT_EXECUTED = 0x40  # PF_FORKNOEXEC of the kernel's sched.h, in the flags of stat
-_LOOKS = 100  # looks at a tree that is being stopped: 5 ms for a small one, and it settles in two or three
+_LOOKS = 100  # at a tree that is being ended, at least, before it is given up to settle; two or three do
+_PATIENCE = 0.25  # seconds, likewise: a busy machine may take so long to let a process see that it was stopped
 
 
 class Usage(NamedTuple):
@@ -66,13 +70,13 @@ def usage(pid: int) -> Usage | None:
     Returns:
         None when the root is gone.
     """
-    pages = ticks = count = 0
+    pages = ticks = found = 0
     # An ancestor is read before its descendants: of a process that is reaped in between, the time is missing rather than counted twice.
     for process in _walk(pid):
-        count += 1
+        found += 1
         ticks += process.ticks
         pages += _resident_pages(process)
-    return Usage(pages * os.sysconf("SC_PAGE_SIZE"), ticks * 1000 // os.sysconf("SC_CLK_TCK"), count) if count else None
+    return Usage(pages * os.sysconf("SC_PAGE_SIZE"), ticks * 1000 // os.sysconf("SC_CLK_TCK"), found) if found else None
 
 
 def proportional_bytes(pid: int) -> int | None:
@@ -84,13 +88,13 @@ def proportional_bytes(pid: int) -> int | None:
     Returns:
         None when the root is gone.
     """
-    total = count = 0
+    total = found = 0
     for process in _walk(pid):
-        count += 1
+        found += 1
         if not _borrows_memory(process):
-            _, found, rest = _read(f"{process.task}/smaps_rollup").partition(b"\nPss:")
-            total += int(rest.split(maxsplit=1)[0]) * 1024 if found else _resident_pages(process) * os.sysconf("SC_PAGE_SIZE")
-    return total if count else None
+            _, told, rest = _read(f"{process.task}/smaps_rollup").partition(b"\nPss:")
+            total += int(rest.split(maxsplit=1)[0]) * 1024 if told else _resident_pages(process) * os.sysconf("SC_PAGE_SIZE")
+    return total if found else None
 
 
 def descendants(pid: int) -> list[int]:
@@ -111,8 +115,8 @@ def kill_tree(pid: int, *, include_root: bool = True) -> int:
     """Kill every process of a tree, also one that forks faster than it can be listed, or leaves a child and is gone before it is seen.
 
     Everybody is stopped first, each before its children are looked up, until a look misses nobody, finds nobody new and nobody who
-    still runs; then all get SIGKILL, the root last: what was being forked meanwhile is re-parented to it and found. Does not wait for
-    anybody to die.
+    still runs; then all get SIGKILL, the root last: what was being forked meanwhile is re-parented to it and found. Takes a few looks, in
+    the worst case a quarter of a second, and does not wait for anybody to die.
     A process other than the root is signalled only when it is the one that was found, whatever has become of its pid; that the root's
     pid is not somebody else's is for the caller to know, who is its parent and has not waited for it.
 
@@ -123,6 +127,9 @@ def kill_tree(pid: int, *, include_root: bool = True) -> int:
     Returns:
         How many processes were sent SIGKILL.
     """
+    root = _look(pid, 0)
+    if root is None:
+        return 0
     known: dict[tuple[int, int], _Process] = {}
     spared = set() if include_root else {pid}
     _stop_tree(pid, known, spared | {os.getpid()})
@@ -134,8 +141,7 @@ def kill_tree(pid: int, *, include_root: bool = True) -> int:
         killed += sum(_signal(process, signal.SIGKILL) for process in late)
         if not late and not missed:
             break
-    root = None if pid in spared else _look(pid, 0)
-    return killed + (root is not None and _signal(root, signal.SIGKILL))
+    return killed + (include_root and _signal(root, signal.SIGKILL))
 
 
 def signal_checked(pid: int, number: int, still: Callable[[], bool]) -> bool:
@@ -174,7 +180,8 @@ def signal_checked(pid: int, number: int, still: Callable[[], bool]) -> bool:
 def _stop_tree(pid: int, known: dict[tuple[int, int], _Process], spared: set[int]) -> None:
     """Stop everybody and note them in `known`. A process that waits in the kernel (state D) cannot be stopped, nor fork meanwhile."""
     stopped: set[tuple[int, int]] = set()
-    for _ in range(_LOOKS):
+    patient_until = clock.monotonic() + _PATIENCE
+    for look in count():
         missed: list[int] = []
         settled = True
         for process in _walk(pid, missed):
@@ -188,7 +195,7 @@ def _stop_tree(pid: int, known: dict[tuple[int, int], _Process], spared: set[int
                     stopped.add(who)
             elif who in stopped and _runs(process):
                 settled = False  # it may be about to fork once more
-        if settled and not missed:
+        if (settled and not missed) or (look >= _LOOKS and clock.monotonic() >= patient_until):
             return
         os.sched_yield()
 
@@ -295,7 +302,8 @@ def _borrows_memory(process: _Process, statm: bytes | None = None) -> bool:
     """
     if not process.flags & _FORKED_NOT_EXECUTED or not process.forker:
         return False
-    return _read(f"/proc/{process.parent}/statm") == (statm or _read(f"/proc/{process.pid}/statm"))
+    same = _read(f"/proc/{process.parent}/statm") == (statm or _read(f"/proc/{process.pid}/statm"))
+    return same and _thread_state(process.parent, process.forker) == b"D"  # it waits for its child to let go of the memory
 
 
 def _read(path: str) -> bytes:
