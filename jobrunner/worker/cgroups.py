@@ -36,6 +36,7 @@ _OURS = re.compile(r"^jobrunner-(\d+)-")
 _LOOKS = 1000  # at who is left in a group that is being emptied; a bomb takes some dozen
 _PATIENCE = 0.02  # seconds to wait for killed processes to be gone; one that frees gigabytes takes longer, and it forks no more
 _PEAK_SIZE = 32  # bytes; one number
+_RESET = b"reset\n"  # any word does
 _PROBE_LIMITS = (1 << 30, 1000)  # bytes and threads; whatever the kernel should take
 
 
@@ -187,8 +188,14 @@ class GroupV2(Group):
         """See `Group`."""
         super().make()
         cgroupfs.write(f"{self._memory}/memory.oom.group", "1")  # everybody or nobody; before Linux 4.19 one, as on v1
-        with contextlib.suppress(OSError):  # before 6.12 it is for reading only
-            self._peak = os.open(f"{self._memory}/memory.peak", os.O_RDWR)
+        with contextlib.suppress(OSError):
+            peak = os.open(self._memory / "memory.peak", os.O_RDWR)
+            try:
+                os.pwrite(peak, _RESET, 0)
+            except OSError:
+                os.close(peak)  # before Linux 6.12 it is for reading only; root may open it all the same
+            else:
+                self._peak = peak
 
     def _limit_memory(self, size: int | None) -> bool:
         if size is not None and not self._fits(size):
@@ -213,7 +220,7 @@ class GroupV2(Group):
     def reset_peak(self) -> bool:
         """See `Group`."""
         try:
-            return self._peak is not None and os.pwrite(self._peak, b"reset\n", 0) > 0
+            return self._peak is not None and os.pwrite(self._peak, _RESET, 0) > 0
         except OSError:
             return False
 
@@ -224,10 +231,11 @@ class GroupV2(Group):
 
     def remove(self) -> bool:
         """See `Group`."""
-        if self._peak is not None:
+        gone = super().remove()
+        if gone and self._peak is not None:
             os.close(self._peak)
             self._peak = None
-        return super().remove()
+        return gone
 
 
 class Cgroups:
