@@ -6,6 +6,8 @@ import time
 
 from jobrunner import JobRunner
 
+MILLISECOND = 0.001  # seconds
+
 jobs = JobRunner()
 
 
@@ -18,3 +20,27 @@ def noop(number: int) -> None:
 def stamp(sent: float) -> float:
     """When it began, by the clock that the sender used (same machine)."""
     return time.clock_gettime(time.CLOCK_MONOTONIC) - sent
+
+
+@jobs.task
+async def async_noop(number: int) -> None:
+    """Nothing, in a coroutine."""
+
+
+def spin() -> None:
+    """One millisecond of CPU, whatever else the machine does."""
+    end = time.thread_time() + MILLISECOND
+    while time.thread_time() < end:
+        pass
+
+
+@jobs.task
+def work(number: int) -> None:  # noqa: ARG001  as many arguments as the others have
+    """A millisecond of CPU."""
+    spin()
+
+
+@jobs.task
+async def async_work(number: int) -> None:  # noqa: ARG001
+    """A millisecond of CPU, in a coroutine that never waits."""
+    spin()

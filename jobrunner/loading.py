@@ -170,11 +170,21 @@ def _candidates(module: ModuleType) -> str:
 
 def _is_jobrunner(value: object) -> bool:
     # Not isinstance: this module stands below `app`, which uses it.
-    return isinstance(getattr(value, "registry", None), Registry) and hasattr(value, "execution_context")
+    return isinstance(_attribute(value, "registry"), Registry) and _attribute(value, "execution_context") is not None
 
 
 def _is_flask(value: object) -> bool:
-    return isinstance(getattr(value, "extensions", None), dict) and hasattr(value, "app_context") and not isinstance(value, type)
+    if isinstance(value, type):
+        return False
+    return isinstance(_attribute(value, "extensions"), dict) and _attribute(value, "app_context") is not None
+
+
+def _attribute(value: object, name: str) -> Any:
+    """An attribute, or None. Modules hold stand-ins for what is not there yet, such as `flask.request`: any look at these raises."""
+    try:
+        return getattr(value, name, None)
+    except Exception:  # noqa: BLE001  whatever the stand-in says, it is not what is looked for
+        return None
 
 
 def _jobrunner_of(value: Any) -> JobRunner | None:

@@ -57,11 +57,16 @@ def serve(jobs: JobRunner, channels: Channels, recycling: Recycling) -> None:
         child = _Child(jobs, channels, outbox, runner)
         count = 0
         while data := wire.receive_job(channels.inbox):
-            line = child.run(wire.decode_job(data))
             count += 1
+            last = recycling.max_jobs is not None and count >= recycling.max_jobs
+            if last:
+                outbox.send(["retire", "jobs"])  # before it runs: meanwhile the next child is forked
+            line = child.run(wire.decode_job(data))
             flush_streams()
-            reason = child.reason_to_leave(count, recycling)
+            reason = child.reason_to_leave(recycling)
             outbox.send(line)
+            if last:
+                return
             if reason is not None:
                 outbox.send(["retire", reason])
                 return
@@ -92,14 +97,12 @@ class _Child:
                 flush_streams()
                 self.redirected.end()
 
-    def reason_to_leave(self, count: int, recycling: Recycling) -> str | None:
-        """Why a fresh child should take over: enough jobs, too much memory, what the last job left behind or took away."""
+    def reason_to_leave(self, recycling: Recycling) -> str | None:
+        """Why a fresh child should take over: too much memory, what the last job left behind or took away."""
         if leaves_processes():
             return "left processes"
         if self.redirected.spoilt():
             return "closed streams"
-        if recycling.max_jobs is not None and count >= recycling.max_jobs:
-            return "jobs"
         if recycling.max_memory is not None and (self.memory.resident_bytes() or 0) > recycling.max_memory:
             return "memory"
         return None

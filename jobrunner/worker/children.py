@@ -10,6 +10,8 @@ import json
 import os
 import socket
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.worker import wire
@@ -23,13 +25,15 @@ if TYPE_CHECKING:
 
 PROCESS, THREADS, ASYNC = "process", "threads", "async"  # the ways in which a child runs its jobs
 
-AHEAD = 0.02  # seconds of work a child may have waiting: covers a round trip to the database, and is taken back when it grows old
+AHEAD = 0.02  # seconds of work for each slot of a child that it may hold: covers a round trip to the database, and is taken back when old
 MAX_AHEAD = 64  # jobs waiting at a child, at most
-STALE = 0.1  # seconds after which jobs waiting behind a running one are taken back
+STALE = 0.1  # seconds after which jobs waiting behind running ones are taken back
+MOVE_AFTER = 0.005  # seconds of waiting that are worth taking a job to a slot that is free: for less, moving costs as much
 KILL_AFTER = 1.0  # seconds between SIGTERM and SIGKILL to a job's process group
 NO_LIMITS: tuple[int | None, int | None] = (None, None)  # of a control group: memory, processes with threads
+_OF_THE_PROCESS = ("cpu_ms", "output", "processes")  # limits that a job can only have in a process that is idle when it begins
 _EARFUL = 1 << 18  # bytes heard at once
-_SMOOTHING = 0.2  # weight of the newest run time in a child's running mean
+_SHORTEST = 1e-6  # seconds; run times are told in whole milliseconds, and may be 0
 
 
 @dataclass(slots=True)
@@ -59,10 +63,12 @@ class Run:
     """One job that a child was given.
 
     Attributes:
+        limits: shared by all jobs with the same ones: not to be changed.
+        expected: seconds it will take, by its task's recent run times.
         since: when it began, as far as the worker can tell; 0 while it waits behind another.
         recorded: whether the database knows that it has begun.
         softened: whether it was interrupted for its soft time limit.
-        cpu_base: CPU milliseconds that its process had used before.
+        cpu_base: CPU milliseconds that its process had used before; exactly for a job with a limit of them.
         cpu_seen: and that all its processes together have used since, as of the last look.
         peak: most resident bytes seen of all its processes together.
         lines, log_bytes: what is in its log already.
@@ -73,6 +79,7 @@ class Run:
 
     job: ClaimedJob
     limits: dict[str, int | None] | None = None
+    expected: float = 0.0
     since: float = 0.0
     recorded: bool = False
     softened: bool = False
@@ -89,14 +96,30 @@ class Run:
     captures: bool = False
 
     @classmethod
-    def of(cls, job: ClaimedJob, captured: Container[str]) -> Run:
+    def of(cls, job: ClaimedJob, expected: float, captured: Container[str]) -> Run:
         """A job that is about to be handed out; `captured` are the tasks whose output goes into their jobs' logs."""
-        return cls(job, json.loads(job.limits) if job.limits else None, captures=job.task in captured)
+        return cls(job, _parsed(job.limits) if job.limits else None, expected, captures=job.task in captured)
 
     @property
     def alone(self) -> bool:
-        """Whether it goes only to an idle child, and nothing waits behind it: its limits and its output are the whole process's."""
-        return self.limits is not None or self.captures or self.job.suspect
+        """Whether it goes only to an idle child, and nothing waits behind it.
+
+        What its process has used before must be known when it begins, or what the process prints must be its own. Limits of time
+        and memory are looked at while it runs: jobs with these travel like any others.
+        """
+        if self.captures or self.job.suspect:
+            return True
+        return self.limits is not None and any(self.limits.get(limit) is not None for limit in _OF_THE_PROCESS)
+
+
+@lru_cache(maxsize=256)  # few tasks have limits of their own, and thousands of jobs have the same
+def _parsed(limits: str) -> dict[str, int | None]:
+    return json.loads(limits)  # type: ignore[no-any-return]
+
+
+def _held(limits: dict[str, int | None] | None) -> int | None:
+    """What a child's control group holds while a job runs, of the limits with which jobs follow each other."""
+    return None if limits is None else limits.get("memory")
 
 
 @dataclass(slots=True, eq=False)
@@ -106,9 +129,12 @@ class Child:
     Attributes:
         number: of this child in its worker; never used again.
         kind, capacity: how it runs jobs, and how many at once.
+        solo: beside a child that is shared: it takes suspects only, one at a time, whose crash then costs nobody else.
+        forked_at: when it was asked for.
         inbox_there: the child's end of its inbox: jobs that it has not read are taken back from it.
         reserved: a suspect job that waits for its start to be recorded.
-        mean: of recent run times, in seconds; a new child gets one job until it is known.
+        load: seconds that everything it was given and has not finished is expected to take.
+        last_limits: of the job that it was given last.
         retired: it takes no more jobs and leaves when the last is done.
         leave_at: when it is killed, though jobs may still run; None for whenever they end.
         put_down: whether that has happened.
@@ -127,10 +153,13 @@ class Child:
     outbox: socket.socket
     orders: socket.socket
     outputs: dict[int, int]
+    solo: bool = False
+    forked_at: float = 0.0
     pid: int | None = None
     runs: dict[int, Run] = field(default_factory=dict)
     reserved: ClaimedJob | None = None
-    mean: float = 1.0
+    load: float = 0.0
+    last_limits: dict[str, int | None] | None = None
     retired: bool = False
     leave_at: float | None = None
     put_down: bool = False
@@ -151,36 +180,85 @@ class Child:
         return not self.runs and self.reserved is None and self.pid is not None and not self.retired and not self.deaf
 
     def active(self) -> Iterator[Run]:
-        """The jobs that it runs; in a child that runs one at a time the others wait behind the first."""
-        if self.kind == PROCESS:
-            first = next(iter(self.runs.values()), None)
-            if first is not None:
-                yield first
-        else:
-            yield from self.runs.values()
+        """The jobs that it runs: those it was given first; the others wait behind them."""
+        return islice(self.runs.values(), self.capacity)
 
     @property
     def killed(self) -> bool:
         """Whether it is being ended for one of its jobs."""
-        return any(run.kill is not None for run in self.runs.values())
+        return any(run.kill is not None for run in self.active())
 
-    def room(self, now: float) -> int:
-        """How many more jobs it should have: one when idle, more while its jobs are short, none behind a long one."""
-        if self.pid is None or self.retired or self.deaf or self.reserved is not None or self.killed:
-            return 0
-        first = next(iter(self.runs.values()), None)
-        if first is not None and first.alone and (self.kind == PROCESS or first.job.suspect):
-            return 0
-        if self.kind != PROCESS:
-            return self.capacity - len(self.runs)
-        if first is not None and now - first.since > STALE:
-            return 0
-        return max(0, min(MAX_AHEAD, max(1, int(AHEAD / max(self.mean, 1e-6)))) - len(self.runs))
+    @property
+    def busy(self) -> int:
+        """How many of its slots are taken."""
+        return min(self.capacity, len(self.runs) + (self.reserved is not None))
 
-    def learn(self, run_ms: int) -> None:
-        """Take a finished job's run time into the mean."""
-        seconds = run_ms / 1000
-        self.mean = self.mean + _SMOOTHING * (seconds - self.mean) if self.mean < 1.0 else seconds
+    @property
+    def open(self) -> bool:
+        """Whether it may be given jobs at all."""
+        if self.pid is None or self.retired or self.deaf or self.reserved is not None:
+            return False
+        if self.capacity > 1 or not self.runs:
+            return True
+        first = next(iter(self.runs.values()))
+        return first.kill is None and not first.alone
+
+    @property
+    def newest(self) -> float:
+        """When the job began, of those that it runs, that began last; it has one."""
+        if self.capacity == 1:
+            return next(iter(self.runs.values())).since
+        return max(run.since for run in self.active())
+
+    def stuck(self, now: float) -> bool:
+        """Whether its slots are taken and none has come free for so long that nothing should wait here."""
+        return len(self.runs) >= self.capacity and now - self.newest > STALE
+
+    def holds_up(self, now: float) -> bool:
+        """Whether what waits here would begin sooner in a slot that is free elsewhere."""
+        return now - self.newest > MOVE_AFTER or self.load - sum(run.expected for run in self.active()) > MOVE_AFTER
+
+    def ahead(self, mean: float | None, now: float) -> int:
+        """How many more jobs of the usual kind may wait here: none while run times are unknown, what runs is long, or enough are here.
+
+        Below half of what it may hold it is filled up: many at a time cost less than one by one.
+        """
+        waiting = max(0, len(self.runs) - self.capacity)
+        budget = AHEAD * self.capacity
+        if mean is None or self.load > budget / 2 or waiting > MAX_AHEAD // 2 or self.stuck(now):
+            return 0
+        return min(MAX_AHEAD - waiting, int((budget - self.load) / max(mean, _SHORTEST)))
+
+    def fits_behind(self, run: Run) -> bool:
+        """Whether a job may wait behind those that are here."""
+        if run.alone or self.load + run.expected > AHEAD * self.capacity:
+            return False
+        return run.limits is self.last_limits or self.group is None or _held(run.limits) == _held(self.last_limits)
+
+    def give(self, run: Run, now: float) -> None:
+        """It was sent a job."""
+        if len(self.runs) < self.capacity and not run.since:
+            self.begins(run, now)
+        self.runs[run.job.id] = run
+        self.load += run.expected
+        self.last_limits = run.limits
+
+    def begins(self, run: Run, now: float) -> None:
+        """A job that it was given has its turn."""
+        run.since, run.cpu_base = now, self.cpu_told
+
+    def drop(self, job_id: int) -> Run | None:
+        """A job is done, or was taken back; None when it is not here."""
+        run = self.runs.pop(job_id, None)
+        if run is not None:
+            self.load = self.load - run.expected if self.runs else 0.0  # not by subtraction to the end: rounding would add up
+        return run
+
+    def dismiss(self) -> None:
+        """Let it leave when its jobs are done."""
+        self.retired = True
+        with contextlib.suppress(OSError):
+            self.inbox.shutdown(socket.SHUT_WR)
 
     def hear(self) -> tuple[list[list[Any]], bool]:
         """What it has said since it was heard last, line by line, and whether it will say no more."""
@@ -194,11 +272,15 @@ class Child:
                 over = True
                 break
             self.buffer += data
-        if b"\n" not in self.buffer:
+        whole, newline, rest = self.buffer.rpartition(b"\n")
+        if not newline:
             return [], over
-        *lines, rest = self.buffer.split(b"\n")
-        self.buffer = bytearray(rest)
-        return [fields for line in lines if (fields := self._parsed(bytes(line)))], over
+        self.buffer = rest
+        lines = whole.split(b"\n")
+        try:
+            return json.loads(str(b"[" + b",".join(lines) + b"]", "utf-8")), over
+        except ValueError:  # an exception came into the middle of a line
+            return [fields for line in lines if (fields := self._parsed(bytes(line)))], over
 
     def _parsed(self, line: bytes) -> list[Any] | None:
         try:
@@ -221,7 +303,7 @@ class Child:
                 return
             if not data:
                 return
-            run = self.runs.pop(wire.job_id(data), None)
+            run = self.drop(wire.job_id(data))
             if run is not None:
                 yield run.job
 

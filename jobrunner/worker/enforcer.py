@@ -49,13 +49,15 @@ class Enforcer:
         limits = run.limits or {}
         if child.group is not None and child.kind == PROCESS:
             self._prepare_group(child, child.group, limits)
-        if run.limits is not None and child.pid is not None:
+        if limits.get("cpu_ms") is not None and child.pid is not None:
             used = procfs.usage(child.pid)
             run.cpu_base = used.cpu_ms if used is not None else 0
 
     def _prepare_group(self, child: Child, group: Group, limits: dict[str, int | None]) -> None:
         memory, processes = limits.get("memory"), limits.get("processes")
         wanted = (memory, None if processes is None else processes + THREADS)
+        if wanted == child.grouped and processes is None and memory is not None:
+            return  # the job before had the same limit, and at its end the group's counts were read
         if wanted != child.grouped:
             if group.set_limits(*wanted):
                 child.grouped = wanted
@@ -70,12 +72,14 @@ class Enforcer:
         for child in children:
             for run in list(child.active()):
                 if run.kill is not None:
-                    self._press(child, run.kill, now)
+                    self._press(child, run, run.kill, now)
                     continue
                 self._check_time(child, run, now)
                 if run.stop is not None and run.kill is None:
                     self._press_stop(child, run, run.stop, now)
             self._sample(child, now)
+            if child.kind != PROCESS and child.retired and not (child.killed or child.deaf or child.put_down):
+                child.leave_at = None  # who had to go has gone by itself: the others have all the time they want
             if child.leave_at is not None and now >= child.leave_at:
                 self._signal(child, signal.SIGKILL)
                 child.leave_at, child.put_down = now + KILL_AFTER, True
@@ -87,31 +91,39 @@ class Enforcer:
         run.stop = Stop(reason, ending, now + patience, now + patience + INTERRUPT_PATIENCE)
         child.order(run, reason, interrupt=False)
 
-    def kill(self, child: Child, run: Run, kill: Kill) -> None:
-        """End an attempt by force: SIGTERM to its process group now, SIGKILL to its whole tree when `kill.hard_at` comes."""
-        self._take_back(child)
+    def kill(self, child: Child, run: Run, kill: Kill, now: float) -> None:
+        """End an attempt by force: SIGTERM to its process group now, SIGKILL to its whole tree when `kill.hard_at` comes.
+
+        One that shares its process is interrupted; a second later its child takes no more jobs and is ended in the end.
+        """
         run.kill = kill
         if child.kind == PROCESS:
+            self._take_back(child)
             self._signal(child, signal.SIGTERM)
             return
-        # A thread cannot be killed: it is interrupted once more, and with it the child must go in the end.
-        child.order(run, run.stop.reason if run.stop is not None else "timeout", interrupt=True)
+        # A thread cannot be killed: it is interrupted once more, and when that does not help the child must go.
+        child.order(run, kill.exit_cause, interrupt=True)
+        kill.hard_at = now + KILL_AFTER
+
+    def _press(self, child: Child, run: Run, kill: Kill, now: float) -> None:
+        if now < kill.hard_at:
+            return
+        if child.kind != PROCESS:
+            self._press_shared(child, run, now)
+        else:
+            self._signal(child, signal.SIGKILL)
+            kill.hard_at = now + KILL_AFTER
+
+    def _press_shared(self, child: Child, run: Run, now: float) -> None:
+        """The interrupt has not helped: the whole child must go, after its other jobs have had time to end."""
         if not child.retired:
             facts = {"job": run.job.id, "kind": child.kind}
             logger.warning("a job cannot be ended alone: its child takes no more jobs and ends", extra=facts)
-            child.retired = True
-        kill.hard_at = float("inf")
-
-    def _press(self, child: Child, kill: Kill, now: float) -> None:
-        if child.kind != PROCESS:
-            others = any(run.kill is None for run in child.runs.values())
-            if child.leave_at is None:
-                child.leave_at = now + (NEIGHBOUR_PATIENCE if others else KILL_AFTER)
-            elif not others:
-                child.leave_at = min(child.leave_at, now + KILL_AFTER)
-        elif now >= kill.hard_at:
-            self._signal(child, signal.SIGKILL)
-            kill.hard_at = now + KILL_AFTER
+            self._take_back(child)
+            child.dismiss()
+        others = any(other.kill is None for other in child.runs.values())
+        leave_at = now + (NEIGHBOUR_PATIENCE if others else 0.0)
+        child.leave_at = leave_at if child.leave_at is None else min(child.leave_at, leave_at)
 
     def _press_stop(self, child: Child, run: Run, stop: Stop, now: float) -> None:
         if not stop.interrupted and now >= stop.interrupt_at:
@@ -119,7 +131,7 @@ class Enforcer:
             child.order(run, stop.reason, interrupt=True)
             self._interrupt(child)
         elif now >= stop.kill_at:
-            self.kill(child, run, Kill(stop.ending, None, None, stop.reason, now + KILL_AFTER))
+            self.kill(child, run, Kill(stop.ending, None, None, stop.reason, now + KILL_AFTER), now)
 
     def _check_time(self, child: Child, run: Run, now: float) -> None:
         elapsed_ms = (now - run.since) * 1000
@@ -207,21 +219,21 @@ class Enforcer:
         soft = cause == "timeout"
         # Who is over a limit of memory or processes may do harm while it is asked nicely.
         hard_at = now + KILL_AFTER if soft or cause in {"cpu", "output"} else now
-        self.kill(child, run, Kill(Ending.RETRY, f"jobrunner.errors.{error}", message, cause, hard_at))
+        self.kill(child, run, Kill(Ending.RETRY, f"jobrunner.errors.{error}", message, cause, hard_at), now)
 
-    def next_deadline(self, children: Iterable[Child], now: float) -> list[float]:
+    def next_deadline(self, children: Iterable[Child]) -> list[float]:
         """When something here is due without an event."""
         times: list[float] = []
         for child in children:
             if child.leave_at is not None:
                 times.append(child.leave_at)
             for run in child.active():
-                times += self._due(child, run, now)
+                times += self._due(child, run)
         return times
 
-    def _due(self, child: Child, run: Run, now: float) -> list[float]:
+    def _due(self, child: Child, run: Run) -> list[float]:
         if run.kill is not None:
-            return [run.kill.hard_at] if child.kind == PROCESS else [child.leave_at or now]
+            return [run.kill.hard_at] if child.kind == PROCESS or child.leave_at is None else []
         times = [max(child.sampled_at + (SAMPLE if run.limits is not None else GLANCE), run.since + SAMPLE)]
         if run.job.time_limit_ms is not None:
             times.append(run.since + run.job.time_limit_ms / 1000)

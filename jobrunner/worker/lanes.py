@@ -7,15 +7,28 @@ worker has one for its processes or threads, and one more for coroutines when th
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jobrunner.jobs import ClaimedJob, Ending, Outcome, Unsuccessful
 from jobrunner.worker import wire
-from jobrunner.worker.children import MAX_AHEAD, NO_LIMITS, PROCESS, STALE, Child, Run
+from jobrunner.worker.children import MOVE_AFTER, NO_LIMITS, PROCESS, STALE, Child, Run
 from jobrunner.worker.log import logger
+from jobrunner.worker.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
+
+REPLACE_AFTER = 1.0  # seconds a child must have lived to be replaced at once when it dies without a job: no storm of forks
+MOST_SOLO = 4  # processes for suspects beside a shared child: each of them is one more copy of what the application keeps in memory
+_SLACK = 0.05  # of the mean run time that a slot may stay empty so that the next claim serves several
+
+
+class Opening(NamedTuple):
+    """A child that may be given jobs: how many it can begin at once, and how many may wait there besides."""
+
+    child: Child
+    free: int
+    ahead: int
 
 
 class Lane:
@@ -25,16 +38,19 @@ class Lane:
         kind: `process`, `threads` or `async`.
         wanted: how many children it should have.
         capacity: jobs at once in each.
-        prepare: called with a child and a run just before the job is sent; what it sets there holds for that job.
+        prepare: called with a child and a run just before the job begins; what it sets there holds for that job.
     """
 
     def __init__(self, kind: str, wanted: int, capacity: int, prepare: Callable[[Child, Run], None]) -> None:
         self.kind, self.wanted, self.capacity = kind, wanted, capacity
         self.children: dict[int, Child] = {}
         self.backlog: deque[ClaimedJob] = deque()
+        self.suspects: deque[ClaimedJob] = deque()  # that wait for a process of their own, where children are shared
         self.outcomes: list[Outcome] = []
         self.captured: Container[str] = ()  # tasks whose output goes into their jobs' logs
-        self.fork_at: list[float] = []  # of children that died without a job: when each may be replaced
+        self.pace = Pace()
+        self._fork_at: list[float] = []  # of children that died young, without a job: when each may be replaced
+        self._free_since: float | None = None
         self._prepare = prepare
 
     @property
@@ -42,48 +58,119 @@ class Lane:
         """Jobs it can run at once."""
         return self.wanted * self.capacity
 
+    # -- children that are wanted
+
     def missing(self, now: float) -> int:
         """How many children should be forked now."""
-        self.fork_at = [at for at in self.fork_at if at > now]
-        active = sum(1 for child in self.children.values() if not child.retired)
-        return max(0, self.wanted - active - len(self.fork_at))
+        self._fork_at = [at for at in self._fork_at if at > now]
+        active = sum(1 for child in self.children.values() if not child.retired and not child.solo)
+        return max(0, self.wanted - active - len(self._fork_at))
+
+    def wants_solo(self) -> bool:
+        """Whether a suspect waits that should get a process of its own."""
+        solo = [child for child in self.children.values() if child.solo and not child.retired]
+        return len(self.suspects) > sum(1 for child in solo if not child.busy) and len(solo) < MOST_SOLO
+
+    def lost(self, child: Child, now: float) -> None:
+        """A child died that had no job. Somebody killed it, and the next will live; or children cannot live here, and nor can the next."""
+        if not child.retired and not child.solo:
+            self._fork_at.append(max(now, child.forked_at + REPLACE_AFTER))
+
+    # -- what is worth claiming
 
     def room(self, now: float) -> int:
-        """How many more jobs should be claimed."""
-        return max(0, sum(child.room(now) for child in self.children.values()) - len(self.backlog))
+        """How many more jobs should be claimed now; 0 while a claim would serve more slots a little later: each costs a commit."""
+        openings = self._openings(now)
+        free = sum([opening.free for opening in openings])
+        ahead = sum([opening.ahead for opening in openings])
+        self._free_since = (self._free_since or now) if free else None
+        if free and not ahead and now < self._claim_at():
+            return 0
+        return max(0, free + ahead - len(self.backlog) - len(self.suspects))
 
-    def claims_now(self, now: float, total: int) -> bool:
-        """Whether so many are worth a claim: one commit for every other short job would be the cost."""
-        capacity = sum(child.room(now) + len(child.runs) for child in self.children.values())
-        return total * 4 >= min(MAX_AHEAD, capacity)
+    def _claim_at(self) -> float:
+        """When the slot that has been free for longest has been so for long enough."""
+        return (self._free_since or 0.0) + min(STALE, (self.pace.mean or 0.0) * _SLACK)
+
+    def _openings(self, now: float) -> list[Opening]:
+        """The children that may be given jobs, least busy first."""
+        children = list(self.children.values())
+        if len(children) > 1:
+            children.sort(key=lambda child: len(child.runs))
+        left = self._left()
+        openings: list[Opening] = []
+        for child in children:
+            if child.solo or not child.open:
+                continue
+            unused = child.capacity - len(child.runs)
+            free = min(unused, left) if unused > 0 and left > 0 else 0
+            left -= free
+            ahead = child.ahead(self.pace.mean, now) if free >= unused else 0
+            if free or ahead:
+                openings.append(Opening(child, free, ahead))
+        return openings
 
     def in_flight(self) -> Iterator[ClaimedJob]:
         """Every job this lane holds."""
         yield from self.backlog
+        yield from self.suspects
         for child in self.children.values():
             for run in child.runs.values():
                 yield run.job
             if child.reserved is not None:
                 yield child.reserved
 
+    # -- handing out
+
     def hand_out(self, now: float) -> list[ClaimedJob]:
         """Give the backlog to children, idle ones first. Returns suspects that need their start recorded before `begin`."""
-        suspects: list[ClaimedJob] = []
+        reserved = self._isolate() if self.kind != PROCESS else []
         if not self.backlog:
-            return suspects
-        for child in sorted(self.children.values(), key=lambda c: len(c.runs)):
-            while self.backlog and child.room(now) > 0:
-                run = Run.of(self.backlog[0], self.captured)
-                if run.alone and not child.idle and (run.job.suspect or child.kind == PROCESS):
-                    break
-                if run.job.suspect:
-                    child.reserved = self.backlog.popleft()
-                    suspects.append(run.job)
-                    break
-                if not self._send(child, run, now):
-                    break
-                self.backlog.popleft()
-        return suspects
+            return reserved
+        openings = self._openings(now)
+        waiting: list[ClaimedJob] = []
+        for position, opening in enumerate(openings):
+            share = max(opening.free, -(-len(self.backlog) // (len(openings) - position)))
+            waiting += self._fill(opening, share, reserved, now)
+        self.backlog.extendleft(reversed(waiting))
+        self._free_since = None
+        return reserved
+
+    def _fill(self, opening: Opening, share: int, reserved: list[ClaimedJob], now: float) -> list[ClaimedJob]:
+        """Give one child at most `share` jobs from the front of the backlog.
+
+        Returns:
+            The job at which it ended because it needs a free slot, if any. This child gets nothing more until it has one, or that
+            job's turn would never come; meanwhile the other children go on with what is behind it.
+        """
+        child = opening.child
+        for place in range(min(share, opening.free + opening.ahead, len(self.backlog))):
+            job = self.backlog[0]
+            run = self._run(job)
+            if place >= opening.free and not child.fits_behind(run):
+                return [self.backlog.popleft()]
+            if job.suspect:
+                child.reserved = self.backlog.popleft()
+                reserved.append(job)
+                break
+            if not self._send(child, run, now):
+                break
+            self.backlog.popleft()
+        return []
+
+    def _isolate(self) -> list[ClaimedJob]:
+        """Take suspects out of the backlog: none may run beside others, whom its crash would cost an attempt at living."""
+        if any(job.suspect for job in self.backlog):
+            self.suspects.extend(job for job in self.backlog if job.suspect)
+            self.backlog = deque(job for job in self.backlog if not job.suspect)
+        reserved: list[ClaimedJob] = []
+        left = self._left()
+        for child in self.children.values():
+            if child.solo and child.open and not child.busy and self.suspects and left > 0:
+                child.reserved = self.suspects.popleft()
+                reserved.append(child.reserved)
+                left -= 1
+        return reserved
 
     def begin(self, begun: set[int], asked: set[int], now: float) -> None:
         """Send the suspects whose start is now on record; one that was asked for and is not there belongs to somebody else."""
@@ -92,37 +179,70 @@ class Lane:
             if job is None or job.id not in asked:
                 continue
             child.reserved = None
-            run = Run.of(job, self.captured)
+            run = self._run(job)
             run.recorded = True
             if job.id not in begun:
                 logger.warning("job was taken over before it began", extra={"job": job.id, "lease": job.lease})
             elif not self._send(child, run, now):
                 self.outcomes.append(Unsuccessful(Ending.RELEASE, job.id, job.lease))
 
+    def _run(self, job: ClaimedJob) -> Run:
+        return Run.of(job, self.pace.expected(job.task), self.captured)
+
     def _send(self, child: Child, run: Run, now: float) -> bool:
-        if run.limits is not None or child.grouped != NO_LIMITS:
-            self._prepare(child, run)
+        if not child.runs:
+            child.begins(run, now)
+            self.prepare(child, run)
         try:
             wire.send_job(child.inbox, wire.encode_job(run.job))
         except (BlockingIOError, ConnectionError, BrokenPipeError):
             return False
-        if not child.runs or child.kind != PROCESS:
-            run.since = now
-        child.runs[run.job.id] = run
+        child.give(run, now)
         return True
 
+    def prepare(self, child: Child, run: Run) -> None:
+        """A job begins in a child that has it to itself: what an earlier one left there must not stand."""
+        if self.kind == PROCESS and (run.limits is not None or child.grouped != NO_LIMITS):
+            self._prepare(child, run)
+
+    # -- taking back
+
     def rebalance(self, now: float) -> None:
-        """Take back jobs that wait behind a running one while another child is idle, or for long; give up those nobody can start."""
-        if self.kind != PROCESS:
-            return
-        idle = any(child.idle for child in self.children.values())
+        """Take back jobs that wait for long, or behind others while a slot is free; give up those that nobody knows when to start."""
         for child in self.children.values():
-            if len(child.runs) > 1:
-                first = next(iter(child.runs.values()))
-                if now - first.since > STALE or (idle and not self.backlog):
-                    self.take_back(child)
-        if self.backlog and all(_long_busy(child, now) for child in self.children.values()):
-            self.release_unstarted()
+            waits = len(child.runs) > child.capacity
+            if waits and (child.stuck(now) or (not self.backlog and self._has_free() and child.holds_up(now))):
+                self.take_back(child)
+        if self.backlog and not self._has_free() and self._stands(now):
+            self._release(self.backlog)
+        if self.kind != PROCESS:
+            self._mind_suspects(now)
+
+    def _has_free(self) -> bool:
+        """Whether a job could begin at once."""
+        if not any(len(child.runs) < child.capacity and child.open and not child.solo for child in self.children.values()):
+            return False
+        return self._left() > 0
+
+    def _left(self) -> int:
+        """Slots that are not taken. A child that leaves keeps its own until its jobs have ended: its successor gets the others."""
+        return self.slots - sum([child.busy for child in self.children.values()])
+
+    def _stands(self, now: float) -> bool:
+        """Whether no slot has come free for so long that nobody knows when one will."""
+        if not self.children:
+            return bool(self._fork_at)
+        running = [run for child in self.children.values() for run in child.active()]
+        return len(running) >= self.slots and all(now - run.since > STALE for run in running)
+
+    def _mind_suspects(self, now: float) -> None:
+        """Let processes for suspects leave that have nothing to do; give up suspects that nobody knows when to start."""
+        solo = [child for child in self.children.values() if child.solo]
+        for child in solo:
+            if not self.suspects and not child.busy and not child.retired:
+                child.dismiss()
+        if self.suspects and (self._stands(now) or (len(solo) >= MOST_SOLO and all(child.stuck(now) for child in solo))):
+            self._release(self.suspects)
 
     def release_unstarted(self, *, reserved: bool = False) -> None:
         """Give back to the queue everything that no child has begun; no attempt is used up."""
@@ -130,8 +250,12 @@ class Lane:
             self.take_back(child)
             if reserved:
                 self.unreserve(child)
-        while self.backlog:
-            job = self.backlog.popleft()
+        self._release(self.backlog)
+        self._release(self.suspects)
+
+    def _release(self, jobs: deque[ClaimedJob]) -> None:
+        while jobs:
+            job = jobs.popleft()
             self.outcomes.append(Unsuccessful(Ending.RELEASE, job.id, job.lease))
 
     def take_back(self, child: Child) -> None:
@@ -146,20 +270,20 @@ class Lane:
 
     def drop_waiting(self, job_ids: Container[int]) -> None:
         """Cancel those of the jobs that no child has begun."""
-        for job in [job for job in self.backlog if job.id in job_ids]:
-            self.backlog.remove(job)
-            self.outcomes.append(Unsuccessful(Ending.ABORT, job.id, job.lease, exit_cause="cancelled"))
+        for waiting in (self.backlog, self.suspects):
+            for job in [job for job in waiting if job.id in job_ids]:
+                waiting.remove(job)
+                self.outcomes.append(Unsuccessful(Ending.ABORT, job.id, job.lease, exit_cause="cancelled"))
 
     def next_deadline(self, now: float) -> list[float]:
-        """When something here is due without an event: a fork, jobs that grow stale."""
-        stale = (
-            max(next(iter(child.runs.values())).since + STALE, now + STALE / 4)
-            for child in self.children.values()
-            if self.kind == PROCESS and child.runs and (len(child.runs) > 1 or self.backlog)
-        )
-        return [*self.fork_at, *stale]
-
-
-def _long_busy(child: Child, now: float) -> bool:
-    first = next(iter(child.runs.values()), None)
-    return first is not None and now - first.since > STALE
+        """When something here is due without an event: a fork, a claim that was put off, jobs that grow stale."""
+        times = list(self._fork_at)
+        if self._free_since is not None and (at := self._claim_at()) > now:
+            times.append(at)
+        for child in self.children.values():
+            waits = len(child.runs) > child.capacity
+            if child.runs and (waits or self.backlog or self.suspects):
+                times.append(max(child.newest + STALE, now + STALE / 4))
+                if waits and self._free_since is not None:
+                    times.append(max(child.newest, now) + MOVE_AFTER)
+        return times

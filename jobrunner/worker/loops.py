@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jobrunner.worker import capture, wire
 from jobrunner.worker.executing import WallOnly, context_of, execute_async, flush_streams
@@ -40,52 +40,58 @@ class _Child:
         self.streams = [capture.JobStream(self.outbox, name, self.capturing) for name in capture.LEVELS]
         self.count = 0
         self.listening = False
-        self.leaving = asyncio.Event()
+        self.left: asyncio.Future[None]
 
     async def serve(self) -> None:
         capture.install(self.outbox)
         sys.stdout, sys.stderr = self.streams
         self.loop = asyncio.get_running_loop()
+        self.left = self.loop.create_future()
         self.loop.add_reader(self.ear.orders, self.ear.listen)
-        self._listen()
-        await self.leaving.wait()
+        self._take()
+        await self.left
         while self.running:
             await asyncio.wait(self.running)
 
-    def _listen(self) -> None:
-        """Take jobs while there is room for them."""
-        wants = len(self.running) < self.capacity and not self.leaving.is_set()
-        if wants and not self.listening:
-            self.loop.add_reader(self.inbox, self._take)
-        elif self.listening and not wants:
-            self.loop.remove_reader(self.inbox)
-        self.listening = wants
-
     def _take(self) -> None:
-        try:
-            data = wire.receive_job(self.inbox, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return  # the worker took it back
-        if not data:
-            self._leave()
-            return
+        """Begin what waits while there is room for it; hear of more only when nothing waits."""
+        while not self.left.done() and len(self.running) < self.capacity:
+            try:
+                data = wire.receive_job(self.inbox, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._listen(wants=True)
+                return
+            if not data:
+                self._leave()
+                return
+            self._begin(wire.decode_job(data))
+        self._listen(wants=False)
+
+    def _begin(self, job: wire.Assignment) -> None:
         self.count += 1
-        job = wire.decode_job(data)
         coroutine = self.loop.create_task(self._run(job))
         self.running.add(coroutine)
         coroutine.add_done_callback(self._ended)
         if (why := self._enough()) is not None:
             self.outbox.send(["retire", why])
             self._leave()
-        self._listen()
+
+    def _listen(self, *, wants: bool) -> None:
+        if wants and not self.listening:
+            self.loop.add_reader(self.inbox, self._take)
+        elif self.listening and not wants:
+            self.loop.remove_reader(self.inbox)
+        self.listening = wants
 
     def _leave(self) -> None:
-        self.leaving.set()
-        self._listen()
+        self._listen(wants=False)
+        if not self.left.done():
+            self.left.set_result(None)
 
     def _ended(self, coroutine: asyncio.Task[Any]) -> None:
         self.running.discard(coroutine)
-        self._listen()
+        if not self.listening:
+            self._take()
 
     def _enough(self) -> str | None:
         if self.recycling.max_jobs is not None and self.count >= self.recycling.max_jobs:
@@ -113,12 +119,10 @@ class _Child:
 
     def _call(self, context: JobContext) -> Callable[..., Any]:
         async def call(task: Task[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-            # A task of its own, so that an interrupt cancels the job's code and not ours around it.
-            inner = self.loop.create_task(_await(task.fn(*args, **kwargs)))
-            self.ear.coroutines[context.id] = inner
-            context.interruptible = True
+            self.ear.coroutines[context.id] = cast("asyncio.Task[Any]", asyncio.current_task())
+            context.interruptible = True  # from here on a cancel strikes the job's code and not ours around it
             try:
-                return await inner
+                return await task.fn(*args, **kwargs)
             except asyncio.CancelledError:
                 if (error := self.ear.pending.pop(context.id, None)) is not None:
                     raise error from None
@@ -129,7 +133,3 @@ class _Child:
                 self.ear.pending.pop(context.id, None)
 
         return call
-
-
-async def _await(value: Any) -> Any:
-    return await value

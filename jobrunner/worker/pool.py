@@ -98,22 +98,25 @@ class Pool:
         return sorted(set(self.forking.tasks) - (set(self.forking.coroutines) if len(self.lanes) > 1 else set()))
 
     def fork_missing(self, now: float) -> None:
-        """Ask for a child wherever one is missing; one that died without a job is replaced after a second."""
+        """Ask for a child wherever one is missing; one that died young and without a job is replaced a second after its own start."""
         if self.stopping:
             return
         for lane in self.lanes:
             for _ in range(lane.missing(now)):
-                self._fork(lane)
+                self._fork(lane, now)
+            if lane.wants_solo():
+                self._fork(lane, now, solo=True)
 
-    def _fork(self, lane: Lane) -> None:
+    def _fork(self, lane: Lane, now: float, *, solo: bool = False) -> None:
         fields, theirs, close = children.connect()
         self._numbers += 1
-        child = Child(number=self._numbers, kind=lane.kind, capacity=lane.capacity, **fields)
+        capacity = 1 if solo else lane.capacity
+        child = Child(number=self._numbers, kind=lane.kind, capacity=capacity, solo=solo, forked_at=now, **fields)
         if lane.kind == PROCESS and self._cgroups is not None:
             child.group = self._cgroups.group(str(child.number))
         lane.children[child.number] = child
         bounds = {"max_jobs": self.shape.max_jobs, "max_memory": self.shape.max_memory}
-        self.forking.say({"do": "fork", "child": child.number, "kind": lane.kind, "capacity": lane.capacity, **bounds}, theirs)
+        self.forking.say({"do": "fork", "child": child.number, "kind": lane.kind, "capacity": capacity, **bounds}, theirs)
         for close_end in close:
             close_end()
         self._selector.register(child.outbox, selectors.EVENT_READ, lambda: self._on_outbox(child))
@@ -186,17 +189,26 @@ class Pool:
             child.deaf = True
             self._selector.unregister(child.outbox)
             child.leave_at = clock.monotonic() + _DEAF_PATIENCE
+        if not lines:
+            return
         now = clock.monotonic()
+        lane = self._lane_of(child)
         finished = False
         for fields in lines:
             if isinstance(fields[0], str):
                 self._said(child, fields)
             else:
-                self._finished(child, fields, now)
+                self._finished(lane, child, fields, now)
                 finished = True
-        if finished and child.kind == PROCESS:
-            for run in child.active():
-                run.since = now
+        if finished:
+            self._advance(lane, child, now)
+
+    def _advance(self, lane: Lane, child: Child, now: float) -> None:
+        """Jobs that waited behind others begin."""
+        for run in child.active():
+            if not run.since:
+                child.begins(run, now)
+                lane.prepare(child, run)
                 if self._leave_by is not None:  # it was in the child's hands already when the others were told
                     self.enforcer.stop(child, run, "deploy", Ending.RELEASE, now, patience=max(0.0, self._leave_by - now))
 
@@ -214,7 +226,7 @@ class Pool:
         if kind == "retire":
             if not child.retired:
                 logger.debug("child retires", extra={"pid": child.pid, "reason": rest[0]})
-                child.retired = True
+                child.dismiss()
                 self._lane_of(child).take_back(child)
             return
         job_id, lease, *words = rest
@@ -229,14 +241,14 @@ class Pool:
             case "capture":
                 run.keep_output = words[0]
 
-    def _finished(self, child: Child, fields: list[Any], now: float) -> None:
+    def _finished(self, lane: Lane, child: Child, fields: list[Any], now: float) -> None:
         job_id, _, ending, *rest, run_ms, cpu_ms, peak = fields
         run = child.runs.get(job_id)
         if run is None:
             return
         self._outputs.finish(child, run)
-        del child.runs[job_id]
-        child.learn(run_ms)
+        child.drop(job_id)
+        lane.pace.learn(run.job.task, run_ms)
         child.cpu_told += cpu_ms or 0
         if run.kill is not None and child.kind == PROCESS:
             child.retired, child.leave_at = True, now  # its SIGTERM is on the way, and must not meet the next job
@@ -251,8 +263,8 @@ class Pool:
         lane.unreserve(child)
         now = clock.monotonic()
         cause = f"signal {-status}" if status < 0 else f"exit {status}"
-        if not child.runs and not child.retired:
-            lane.fork_at.append(now + 1.0)
+        if not child.runs:
+            lane.lost(child, now)
         for run in child.runs.values():
             self._outputs.finish(child, run)
             kill = run.kill or self._why(child, run, cause, now)
@@ -269,7 +281,7 @@ class Pool:
     def _why(self, child: Child, run: Run, cause: str, now: float) -> Kill | None:
         """Who else than the job itself ended its process: the kernel for a limit, or we for another job in it."""
         limits = run.limits or {}
-        if child.killed:
+        if child.killed or (child.put_down and child.kind != PROCESS):
             return Kill(Ending.RELEASE, None, None, "neighbour", now)
         if (overrun := self.enforcer.overrun(child, run, now)) is not None:
             return overrun
@@ -346,7 +358,7 @@ class Pool:
 
     def _end_superseded(self, child: Child, run: Run, now: float) -> None:
         if run.kill is None:
-            self.enforcer.kill(child, run, Kill(Ending.RELEASE, None, None, "superseded", now))
+            self.enforcer.kill(child, run, Kill(Ending.RELEASE, None, None, "superseded", now), now)
 
     def ask_all(self, patience: float, now: float) -> None:
         """Tell every running job that the worker wants to leave; after `patience` seconds they are interrupted, then killed."""
@@ -359,7 +371,9 @@ class Pool:
         self.release_unstarted()
         self._each_run(
             lambda child, run: (
-                self.enforcer.kill(child, run, Kill(Ending.RELEASE, None, None, exit_cause, now + KILL_AFTER)) if run.kill is None else None
+                self.enforcer.kill(child, run, Kill(Ending.RELEASE, None, None, exit_cause, now + KILL_AFTER), now)
+                if run.kill is None
+                else None
             )
         )
 
@@ -381,7 +395,7 @@ class Pool:
 
     def next_deadline(self, now: float) -> float | None:
         """Seconds until something here is due without an event."""
-        times = self.enforcer.next_deadline(self.children(), now)
+        times = self.enforcer.next_deadline(self.children())
         for lane in self.lanes:
             times += lane.next_deadline(now)
         return max(0.0, min(times) - now) if times else None

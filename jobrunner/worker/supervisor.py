@@ -255,7 +255,7 @@ class Supervisor:
         total = 0 if self.pool.stopping else lane.room(now)
         if self.options.max_jobs is not None:
             total = min(total, max(0, self.options.max_jobs - self.claimed_count))
-        if total == 0 or not lane.claims_now(now, total):
+        if total == 0:
             return Room(0)
         if not self._limits:
             return Room(total)

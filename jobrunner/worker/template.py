@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import os
 import selectors
@@ -196,6 +197,9 @@ def main() -> None:
     coroutines = sorted(name for name, task in jobs.registry.items() if task.is_async)
     captured = sorted(name for name, task in jobs.registry.items() if task.running.capture_output)
     wire.send_message(control, {"event": "ready", "tasks": sorted(jobs.registry.names()), "coroutines": coroutines, "captured": captured})
+    # What was imported stays: a collection in a child would touch, and so copy, every page of it.
+    gc.collect()
+    gc.freeze()
     Template(jobs, control).run()
 
 

@@ -163,6 +163,8 @@ class ThreadEar(Ear):
         super().__init__(orders)
         self.threads: dict[int, int] = {}
         self.lock = threading.RLock()  # any thread may listen, and the end of task code must not be passed by an interrupt for it
+        self.coroutines: dict[int, asyncio.Task[Any]] = {}
+        self.pending: dict[int, BaseException] = {}
 
     def listen(self) -> None:
         """Carry out every order that waits, one thread at a time."""
@@ -170,7 +172,15 @@ class ThreadEar(Ear):
             super().listen()
 
     def interrupt(self, context: JobContext, error: BaseException) -> None:
-        """Leave the exception's class for the thread: CPython takes a class, so the reason is read from the context later."""
+        """Leave the exception's class for the thread: CPython takes a class, so the reason is read from the context later.
+
+        A coroutine is cancelled instead: its thread may wait in the event loop for long.
+        """
+        coroutine = self.coroutines.get(context.id)
+        if coroutine is not None:
+            self.pending[context.id] = error
+            coroutine.get_loop().call_soon_threadsafe(coroutine.cancel)
+            return
         thread = self.threads.get(context.id)
         if thread == threading.get_ident():
             raise error

@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import tempfile
+from json.encoder import encode_basestring_ascii as _text
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ class Order(NamedTuple):
 
 def encode_job(job: ClaimedJob) -> bytes:
     """A job as bytes; its arguments are copied as text, never parsed here."""
-    head = json.dumps((job.id, job.lease, job.attempt, job.max_attempts, job.task, job.queue, job.time_limit_ms))
-    return f"{head[:-1]},{job.limits or 'null'},{json.dumps(job.checkpoint)},{job.args}]".encode()
+    limit = "null" if job.time_limit_ms is None else job.time_limit_ms
+    checkpoint = "null" if job.checkpoint is None else _text(job.checkpoint)
+    head = f"[{job.id},{job.lease},{job.attempt},{job.max_attempts},{_text(job.task)},{_text(job.queue)},{limit}"
+    return f"{head},{job.limits or 'null'},{checkpoint},{job.args}]".encode()
 
 
 def send_job(sock: socket.socket, data: bytes) -> None:
@@ -92,7 +95,7 @@ def receive_job(sock: socket.socket, flags: int = 0) -> bytes:
 
 def decode_job(data: bytes) -> Assignment:
     """Parse what `encode_job` made."""
-    return Assignment(*json.loads(data))
+    return Assignment(*json.loads(str(data, "utf-8")))
 
 
 def job_id(data: bytes) -> int:

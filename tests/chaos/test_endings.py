@@ -138,16 +138,6 @@ def test_coroutines_and_results(dsn, ledger):
     assert rows(dsn, "SELECT result FROM jobrunner.v_jobs ORDER BY id") == [(2,), (4,), (6,)]
 
 
-def test_long_job_does_not_hold_short_ones_back(dsn, ledger):
-    """Short jobs claimed together with a long one run elsewhere while a slot is free."""
-    insert(dsn, "work", 300)
-    insert(dsn, "work", 1, "jsonb_build_object('number', 9999, 'seconds', 8)")
-    insert(dsn, "work", 300, "jsonb_build_object('number', n + 1000)")
-    with workers(dsn, ledger.path, "-c", "2"):
-        wait_until(lambda: states(dsn)["succeeded"] == 600, timeout=7, what="the short jobs to be done before the long one")
-        assert ledger.count("end")["9999"] == 0
-
-
 def test_queue_bound(dsn, ledger):
     """`--queues mail:1,default` never runs two jobs of `mail` at once in this worker."""
     insert(dsn, "work", 6, "jsonb_build_object('number', n, 'seconds', 0.1)", queue="mail")

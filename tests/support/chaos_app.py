@@ -5,6 +5,7 @@ The ledger is one line per event, written by a single `write` in append mode: it
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -105,3 +106,12 @@ async def asynchronous(number: int) -> int:
     """A coroutine."""
     note("begin", number)
     return number * 2
+
+
+@jobs.task
+async def awaiting(number: int, seconds: float = 0.0) -> int:
+    """Like `work`, as a coroutine."""
+    note("begin", number)
+    await asyncio.sleep(seconds)
+    note("end", number)
+    return number

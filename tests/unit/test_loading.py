@@ -54,6 +54,14 @@ def test_a_module_or_file_is_enough(place, text, spec):
     assert load(spec).name == "here"
 
 
+def test_stand_ins_of_flask_are_no_hindrance(place):
+    """A module that imports `request`, `g`, `session` or `current_app`, as most do, is searched like any other."""
+    stand_ins = "from flask import current_app, g, request, session\n"
+    write(place / "plain_x.py", stand_ins + PLAIN)
+    write(place / "site_x.py", stand_ins + FLASK.replace("app", "site"))
+    assert load("plain_x").name == load("site_x").name == "here"
+
+
 @pytest.mark.parametrize(
     ("spec", "which"),
     [("shop_y:create_app", "default"), ("shop_y:create_app()", "default"), ("shop_y:create_app('other')", "other"), ("shop_y", "default")],

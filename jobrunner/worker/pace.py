@@ -1,0 +1,32 @@
+"""Owns how long jobs are expected to run, by how long they ran lately. It must not decide what follows from that."""
+
+from __future__ import annotations
+
+UNKNOWN = 1.0  # seconds that a job of a task is taken to run which has not ended here yet: long, so that nothing waits behind it
+_SMOOTHING = 0.2  # weight of the newest run time in a running mean
+
+
+class Pace:
+    """Run times in one lane.
+
+    Attributes:
+        mean: of its jobs as they came, in seconds; None before the first has ended.
+    """
+
+    def __init__(self) -> None:
+        self.mean: float | None = None
+        self._tasks: dict[str, float] = {}
+
+    def learn(self, task: str, run_ms: int) -> None:
+        """Take in that a job has ended."""
+        seconds = run_ms / 1000
+        self.mean = _moved(self.mean, seconds)
+        self._tasks[task] = _moved(self._tasks.get(task), seconds)
+
+    def expected(self, task: str) -> float:
+        """Seconds that the next job of a task will take."""
+        return self._tasks.get(task, UNKNOWN)
+
+
+def _moved(mean: float | None, newest: float) -> float:
+    return newest if mean is None else mean + _SMOOTHING * (newest - mean)
