@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import psycopg
 
@@ -137,7 +137,7 @@ class Nemesis:
     def _restart_immediate(self) -> bool:
         return self._restart("immediate")
 
-    def _restart(self, mode: str) -> bool:
+    def _restart(self, mode: Literal["fast", "immediate"]) -> bool:
         assert self._server is not None
         self._server.stop(mode=mode)
         self._server.start()
