@@ -21,8 +21,8 @@ from tests.support.workers import Ledger, insert, rows, states, wait_for_states,
 pytestmark = pytest.mark.chaos
 
 APP = str(Path(__file__).parents[1] / "support" / "transactional_app.py")
-POINTS = ("before", "written", "finishing", "locked", "committed")
-HARMS = ("kill_child", "kill_worker", "stop_child", "stop_tree", "terminate")
+POINTS = ("before", "written", "returning", "finishing", "locked", "committed")
+HARMS = ("kill_child", "kill_child", "kill_child", "kill_worker", "stop_child", "stop_tree", "terminate", "terminate")
 SHORT_LEASE = ("--lease", "1.5s")
 
 
@@ -138,12 +138,12 @@ def test_a_stopped_child_holds_up_a_rescue_for_five_seconds_at_most(settled_dsn,
 def superseded_in_its_body(dsn, ledger, mutant):
     """An attempt that reaches its end while the next one is in its body, with nothing but the fence between them.
 
-    Returns whether it was refused.
+    Returns what became of it: `refused`, `end`, or both.
     """
-    settle(dsn, 1, seconds="1.5", trap=("finishing", "stop_tree"))
+    settle(dsn, 1, seconds="1.5", trap=("returning", "stop_tree"))
     environment = {"JOBRUNNER_CHAOS_MUTANT": mutant}
     with workers(dsn, ledger.path, *SHORT_LEASE, "-c", "1", app=APP, environment=environment):
-        wait_until(lambda: ledger.count("trap-finishing"), timeout=30, what="the trap to be sprung")
+        wait_until(lambda: ledger.count("trap-returning"), timeout=30, what="the trap to be sprung")
         zombie = ledger.lines()[-1][2]
         with workers(dsn, ledger.path, *SHORT_LEASE, "-c", "1", app=APP, environment=environment):
             wait_until(lambda: ledger.count("begin").total() == 2, timeout=30, what="the job to begin elsewhere")
@@ -155,19 +155,23 @@ def superseded_in_its_body(dsn, ledger, mutant):
             wait_until(own_end, timeout=20, what="the zombie to come to its end")
             wait_until(lambda: rows(dsn, "SELECT count(*) FROM jobrunner.v_jobs WHERE state IN ('queued', 'running')") == [(0,)],
                        timeout=30, what="everything to be over")  # fmt: skip
-            return own_end() == ["refused"]
+            return own_end()
 
 
 def test_the_fence_alone_refuses_a_zombie(settled_dsn, ledger):
     """Without the help of the server's ended sessions: an attempt that was superseded in its body is refused at its end."""
-    assert superseded_in_its_body(settled_dsn, ledger, "lenient")
+    assert superseded_in_its_body(settled_dsn, ledger, "lenient") == ["refused"]
     assert_exact(settled_dsn, "the fence alone")
 
 
-@pytest.mark.parametrize(("mutant", "fault"), [("unfenced", "stale"), ("unchecked", "doubled")])
-def test_the_checker_notices_a_missing_fence(settled_dsn, ledger, mutant, fault):
+@pytest.mark.parametrize(
+    ("mutant", "became", "fault"),
+    [("unfenced", ["end"], "stale"), ("unchecked", ["refused", "end"], "doubled")],
+    ids=["unfenced", "unchecked"],
+)
+def test_the_checker_notices_a_missing_fence(settled_dsn, ledger, mutant, became, fault):
     """With the fence taken out of the statement, or its answer ignored, the same scene is found to be wrong."""
-    assert superseded_in_its_body(settled_dsn, ledger, mutant) is (mutant == "unchecked")
+    assert superseded_in_its_body(settled_dsn, ledger, mutant) == became
     verdict = effects.check(settled_dsn)
     print(f"{mutant}: {verdict}")
     assert fault in verdict.faults
@@ -214,7 +218,7 @@ def test_random_harm_for_long(settled_dsn, ledger, seed, options):
 
 
 def rage(dsn, ledger, seed, options, *, count):
-    settle(dsn, count, seconds="0.001 * (n % 50)")
+    settle(dsn, count, seconds="0.001 * mod(n, 50)")
     with crew(dsn, ledger.path, APP, *options, count=2) as started:
         nemesis = Nemesis(dsn, started, seed)
         nemesis.rage(lambda: all_settled(dsn, count), HARMS, timeout=60 + count)
@@ -237,7 +241,7 @@ def restarts(server, ledger, seed, *, count):
     dsn = server.dsn("postgres")
     migrate.upgrade(dsn)
     effects.prepare(dsn)
-    settle(dsn, count, seconds="0.001 * (n % 50)")
+    settle(dsn, count, seconds="0.001 * mod(n, 50)")
     with crew(dsn, ledger.path, APP, "-c", "2", count=2) as started:
         nemesis = Nemesis(dsn, started, seed, server)
         nemesis.rage(lambda: all_settled(dsn, count), ("restart_fast", "restart_immediate", "kill_child"), timeout=60 + count)

@@ -55,6 +55,7 @@ def settle(number: int, seconds: float = 0.0, point: str | None = None, how: str
     session.execute(CHILD, {"id": job.id, "lease": job.lease, "child": enqueued.id})
     spring("written")
     time.sleep(seconds)
+    spring("returning")
     return number
 
 
