@@ -4,10 +4,12 @@ It must not write: every read is a READ ONLY transaction with a time limit.
 """
 
 from jobrunner.inspection.detail import MAX_ATTEMPTS, get_job
+from jobrunner.inspection.glances import VIEWS, Glance, View, glance
 from jobrunner.inspection.health import Pulse, Status, UnservedTask
 from jobrunner.inspection.lists import COUNT_CAP, DEFAULT_LIMIT, MAX_LIMIT, count_jobs, count_states, list_jobs
 from jobrunner.inspection.overview import list_queues, list_workers, pulse, registered_tasks, status
 from jobrunner.inspection.reading import READ_TIMEOUT, reading, translated
+from jobrunner.inspection.recent import ErrorGroup, Lately, Percentiles, Throughput
 from jobrunner.inspection.values import (
     AttemptRow,
     Count,
@@ -26,21 +28,29 @@ __all__ = [
     "MAX_ATTEMPTS",
     "MAX_LIMIT",
     "READ_TIMEOUT",
+    "VIEWS",
     "AttemptRow",
     "Count",
+    "ErrorGroup",
+    "Glance",
     "JobDetail",
     "JobRow",
+    "Lately",
     "Page",
+    "Percentiles",
     "Pulse",
     "QueueRow",
     "Reason",
     "Status",
+    "Throughput",
     "UnservedTask",
+    "View",
     "WorkerRow",
     "ago",
     "count_jobs",
     "count_states",
     "get_job",
+    "glance",
     "list_jobs",
     "list_queues",
     "list_workers",
