@@ -26,6 +26,7 @@ MAX_PROCESSES = 1_000_000
 MAX_GROWTH = 1000  # times
 _TIMES = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*[x×]?\s*$", re.IGNORECASE)
 
+
 def check_name(value: object, what: str) -> str:
     """A task or queue name. Raises ValueError."""
     if not isinstance(value, str) or not value or value != value.strip():
@@ -80,7 +81,7 @@ def _bytes(name: str, value: Any) -> int | None:
     if value is None:
         return None
     try:
-        size = parse_size(value, name)
+        size = parse_size(value if isinstance(value, (int, str)) else "", name)
     except (ConfigurationError, OverflowError):
         raise ValueError("expected a size above 0: bytes, or text such as '256MB' or '1GiB', or None for no limit") from None
     if size > MAX_BYTES:

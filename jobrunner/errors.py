@@ -334,7 +334,7 @@ class InvalidCursor(InspectionError):
     def __init__(self) -> None:
         super().__init__(
             "the cursor is not one that this list gave out",
-            hint="take `next` or `prev` of an answer as it is, or leave the cursor out to begin at the newest job",
+            hint="take `next` or `prev` of an answer as it is, or leave it out to begin anew",
         )
 
 

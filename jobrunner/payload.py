@@ -41,6 +41,7 @@ class Parameters:
 
     def __init__(self, function: Callable[..., Any], name: str, filled_by_worker: tuple[str, ...] = ()) -> None:
         self.name = name
+        self._filled = frozenset(filled_by_worker)
         whole = inspect.signature(function)
         self.signature = whole.replace(parameters=[one for one in whole.parameters.values() if one.name not in filled_by_worker])
         hints, unresolved = _hints(function, self.signature)
@@ -99,6 +100,8 @@ class Parameters:
         name = ""
         try:
             for name, item in data.items():
+                if name in self._filled:  # else it would go to **kwargs, and the function be called with it twice
+                    self._refuse_call(f"got an unexpected argument {name!r}")
                 parameter = self.signature.parameters.get(name)
                 if parameter is None or parameter is self._extra:
                     extra[name] = item
@@ -154,7 +157,7 @@ class Parameters:
 
     def _add_extra(self, bound: dict[str, Any], extra: dict[str, Any]) -> None:
         for name, item in extra.items():
-            if name in self._codecs:
+            if name in self._codecs or name in self._filled:
                 raise InvalidPayload(name, f"of **{self._extra.name} has the name of a parameter of {self.name}")  # type: ignore[union-attr]
             bound[name] = item
 

@@ -53,7 +53,6 @@ class TaskOptions(PolicyOptions, total=False):
     log_level: int | str | None
 
 
-
 class EnqueueOptions(PolicyOptions, total=False):
     """The keywords of `task.options(...)`."""
 
@@ -128,6 +127,7 @@ class Policy:
         policy = dataclasses.replace(self, **values)
         _check_together(policy, given, where)
         return policy
+
     def columns(self) -> dict[str, object]:
         """The columns of a job row that differ from the table's defaults, in table order."""
         return {

@@ -11,7 +11,7 @@ from flask import request, url_for
 
 from jobrunner import filters
 from jobrunner.errors import ConfigurationError, JobrunnerError, QueryTimeout, SchemaError
-from jobrunner.inspection import DEFAULT_LIMIT, MAX_LIMIT, count_jobs, get_job, list_jobs, pulse
+from jobrunner.inspection import DEFAULT_LIMIT, DEFAULT_LINES, MAX_LIMIT, MAX_LINES, count_jobs, get_job, job_logs, list_jobs, pulse
 
 from . import access, bodies, render, serial
 from .context import dashboard
@@ -19,25 +19,27 @@ from .problems import InvalidField, Problem, problem_of
 from .routes import PUBLIC, Route, job_id_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from flask import Response
 
 OPTIONS = (
     "queue", "priority", "delay", "run_at", "unique", "max_attempts", "backoff", "backoff_base", "backoff_cap", "backoff_jitter",
-    "max_crashes", "time_limit", "tags", "meta", "parent_id",
+    "max_crashes", "time_limit", "soft_time_limit", "cpu_limit", "memory_limit", "memory_limit_on_retry", "output_limit", "max_processes",
+    "tags", "meta", "parent_id",
 )  # fmt: skip
 FIELDS = ("task", "args", "options")
 PARAMETERS = ("filter", "state", "task", "queue", "cursor", "limit")
+LOG_PARAMETERS = ("after", "tail", "limit", "attempt", "level")
+MAX_ATTEMPT = 32_767  # of a smallint column
 
 
 def api_list() -> Response:
     """GET: a page of jobs, newest first."""
-    for name in request.args:
-        if name not in PARAMETERS:
-            raise InvalidField(f"there is no parameter {name}", hint=f"known: {', '.join(PARAMETERS)}")
-    given = request.args
+    given = _parameters(PARAMETERS)
     wanted = filters.combine(given.get("filter"), state=given.get("state"), task=given.get("task"), queue=given.get("queue"))
     reads = dashboard().reads()
-    found = list_jobs(reads, filter=wanted, cursor=given.get("cursor"), limit=_limit(given.get("limit")))
+    found = list_jobs(reads, filter=wanted, cursor=given.get("cursor"), limit=_number(given, "limit", MAX_LIMIT) or DEFAULT_LIMIT)
     try:
         count = count_jobs(reads, wanted)
     except QueryTimeout:
@@ -66,6 +68,24 @@ def api_enqueue() -> Response:
 def api_show(job_id: str) -> Response:
     """GET: everything about one job."""
     return render.json_response(serial.detail(get_job(dashboard().reads(), job_id_of(job_id))))
+
+
+def api_logs(job_id: str) -> Response:
+    """GET: what the attempts of a job logged, on from a line or the newest."""
+    given = _parameters(LOG_PARAMETERS)
+    try:
+        found = job_logs(
+            dashboard().reads(),
+            job_id_of(job_id),
+            after=given.get("after"),
+            tail=_number(given, "tail", MAX_LINES),
+            limit=_number(given, "limit", MAX_LINES) or DEFAULT_LINES,
+            attempt=_number(given, "attempt", MAX_ATTEMPT),
+            level=given.get("level"),
+        )
+    except ConfigurationError as error:  # no such level; after and tail together
+        raise InvalidField(str(error), hint=error.hint) from error
+    return render.json_response(serial.log(found))
 
 
 def api_retry(job_id: str) -> Response:
@@ -110,11 +130,21 @@ def _may_read() -> bool:
         return False
 
 
-def _limit(text: str | None) -> int:
+def _parameters(known: Collection[str]) -> Mapping[str, str]:
+    """The parameters of the request. Raises InvalidField for one that has no meaning."""
+    for name in request.args:
+        if name not in known:
+            raise InvalidField(f"there is no parameter {name}", hint=f"known: {', '.join(known)}")
+    return request.args
+
+
+def _number(given: Mapping[str, str], name: str, most: int) -> int | None:
+    """A parameter that is a whole number from 1; None when it is not given."""
+    text = given.get(name)
     if text is None:
-        return DEFAULT_LIMIT
-    if not text.isascii() or not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= MAX_LIMIT:  # noqa: PLR2004  digits
-        raise InvalidField(f"limit must be a whole number from 1 to {MAX_LIMIT}")
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
+        raise InvalidField(f"{name} must be a whole number from 1 to {most}")
     return int(text)
 
 
@@ -122,6 +152,7 @@ ROUTES = (
     Route("GET", "/jobs", api_list, "read", api=True),
     Route("POST", "/jobs", api_enqueue, "operate", api=True),
     Route("GET", "/jobs/<job_id>", api_show, "read", api=True),
+    Route("GET", "/jobs/<job_id>/logs", api_logs, "read", api=True),
     Route("POST", "/jobs/<job_id>/retry", api_retry, "operate", api=True),
     Route("POST", "/jobs/<job_id>/cancel", api_cancel, "operate", api=True),
 )

@@ -12,7 +12,7 @@ from flask import Response, make_response, redirect, request, url_for
 from jobrunner import filters
 from jobrunner.errors import InvalidFilter
 from jobrunner.filters import STATE_WORDS, JobFilter
-from jobrunner.inspection import Count, count_states, get_job, list_jobs, list_queues, list_workers, pulse
+from jobrunner.inspection import Count, count_states, get_job, job_logs, list_jobs, list_queues, list_workers, pulse
 
 from . import render
 from .context import dashboard
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from jobrunner.filters import StateWord
 
+LOG_LINES = 200  # of a job, on its page; the API and the command line have the others
 NOTICES = {
     "retried": "The job is due: the next free worker takes it.",
     "cancelled": "The job is cancelled.",
@@ -56,9 +57,10 @@ def job(job_id: str) -> Response:
     """GET: everything about one job."""
     board = dashboard()
     detail = get_job(board.reads(), job_id_of(job_id))
+    log = job_logs(board.reads(), detail, tail=LOG_LINES)
     notice = NOTICES.get(request.args.get("done", ""))
     values: dict[str, Any] = {"detail": detail, "job": detail.job, "segments": timeline(detail), "blocks": blocks, "notice": notice}
-    return make_response(_page("job.html", reads=board.reads(), **values))
+    return make_response(_page("job.html", reads=board.reads(), log=log, **values))
 
 
 def retry(job_id: str) -> BaseResponse:

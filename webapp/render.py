@@ -70,7 +70,7 @@ def environment() -> Environment:
     found = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters.update(ago=ago, instant=instant, bytes=size, filter_term=filter_term, sentence=sentence)
+    found.filters.update(ago=ago, instant=instant, clock=clock, bytes=size, filter_term=filter_term, sentence=sentence)
     found.globals.update(url=_url, static=_static)
     return found
 
@@ -78,6 +78,11 @@ def environment() -> Environment:
 def instant(value: datetime) -> str:
     """An instant in UTC to the second."""
     return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def clock(value: datetime) -> str:
+    """The time of day in UTC to the millisecond."""
+    return f"{value.astimezone(UTC):%H:%M:%S}.{value.microsecond // 1000:03}"
 
 
 def size(value: int | None) -> str:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jobrunner.inspection import AttemptRow, Count, JobDetail, JobRow, Page
+    from jobrunner.inspection import AttemptRow, Count, JobDetail, JobRow, LogPage, LogRow, Page
 
 _LONGEST_INTEGER = 4_000  # digits: Python refuses to read or write longer ones; such a number is given as text
 _INFINITE = ("inf", "-inf")
@@ -36,6 +36,9 @@ def job(row: JobRow) -> dict[str, Any]:
         "error_type": row.error_type,
         "error": row.error,
         "worker_id": row.worker_id,
+        "progress": row.progress,
+        "progress_text": row.progress_text,
+        "peak_memory": row.peak_memory,
     }
 
 
@@ -61,6 +64,8 @@ def detail(found: JobDetail) -> dict[str, Any]:
         "args": decoded(found.args),
         "result": decoded(found.result),
         "meta": decoded(found.meta),
+        "progress_text": found.progress_text,
+        "checkpoint": decoded(found.checkpoint),
         "tags": list(found.tags),
         "parent_id": found.parent_id,
         "unique_key": found.unique_key,
@@ -68,6 +73,12 @@ def detail(found: JobDetail) -> dict[str, Any]:
         "max_crashes": found.max_crashes,
         "backoff": found.backoff,
         "time_limit_ms": milliseconds(found.time_limit),
+        "soft_time_limit_ms": milliseconds(found.soft_time_limit),
+        "cpu_limit_ms": milliseconds(found.cpu_limit),
+        "memory_limit": found.memory_limit,
+        "memory_limit_on_retry": found.memory_limit_on_retry,
+        "output_limit": found.output_limit,
+        "max_processes": found.max_processes,
         "cpu_ms": milliseconds(found.cpu),
         "lease": found.lease,
         "worker": found.worker,
@@ -95,6 +106,32 @@ def attempt(row: AttemptRow) -> dict[str, Any]:
         "traceback": row.traceback,
         "fingerprint": row.fingerprint,
         "exit_cause": row.exit_cause,
+        "peak_memory": row.peak_memory,
+    }
+
+
+def log(found: LogPage) -> dict[str, Any]:
+    """A stretch of the log of one job."""
+    return {
+        "items": [log_line(row) for row in found.items],
+        "next": found.next,
+        "more": found.more,
+        "left_out": found.left_out,
+        "state": found.state,
+        "finished": found.finished,
+    }
+
+
+def log_line(row: LogRow) -> dict[str, Any]:
+    """One line that an attempt logged."""
+    return {
+        "lease": row.lease,
+        "attempt": row.attempt,
+        "line": row.line,
+        "logged_at": instant(row.logged_at),
+        "level": row.level,
+        "logger": row.logger,
+        "message": row.message,
     }
 
 

@@ -27,7 +27,7 @@ ENTRIES = {
     "work": Entry("jobrunner.cli.work", "work", "Run a worker."),
     "enqueue": Entry("jobrunner.cli.enqueue", "enqueue", "Write a job, or one per line of stdin."),
     "run": Entry("jobrunner.cli.run", "run", "Run a task here and now, without a job."),
-    "jobs": Entry("jobrunner.cli.jobs", "jobs", "List, show, wait for, retry and cancel jobs."),
+    "jobs": Entry("jobrunner.cli.jobs", "jobs", "List, show, read the logs of, wait for, retry and cancel jobs."),
     "status": Entry("jobrunner.cli.status", "status", "One screen: queues, workers, what is wrong."),
     "web": Entry("jobrunner.cli.web", "web", "Serve the dashboard."),
     "db": Entry("jobrunner.cli.db", "db", "The schema, and the embedded PostgreSQL."),

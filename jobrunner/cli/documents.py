@@ -12,7 +12,7 @@ from jobrunner.cli.output import JsonText, duration
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from jobrunner.inspection import AttemptRow, Count, JobDetail, JobRow, Page, QueueRow, Reason, Status, WorkerRow
+    from jobrunner.inspection import AttemptRow, Count, JobDetail, JobRow, LogRow, Page, QueueRow, Reason, RunningJob, Status, WorkerRow
 
 
 def page(found: Page) -> dict[str, Any]:
@@ -39,6 +39,9 @@ def job(row: JobRow) -> dict[str, Any]:
         "worker_id": row.worker_id,
         "error_type": row.error_type,
         "error": row.error,
+        "progress": row.progress,
+        "progress_text": row.progress_text,
+        "peak_memory": row.peak_memory,
         "args_excerpt": row.args_excerpt,
     }
 
@@ -54,12 +57,20 @@ def detail(found: JobDetail) -> dict[str, Any]:
         "args": _text(found.args),
         "result": _text(found.result),
         "meta": _text(found.meta),
+        "progress_text": found.progress_text,
+        "checkpoint": _text(found.checkpoint),
         "tags": list(found.tags),
         "parent_id": found.parent_id,
         "unique_key": found.unique_key,
         "crash_count": found.crash_count,
         "max_crashes": found.max_crashes,
         "time_limit_ms": milliseconds(found.time_limit),
+        "soft_time_limit_ms": milliseconds(found.soft_time_limit),
+        "cpu_limit_ms": milliseconds(found.cpu_limit),
+        "memory_limit": found.memory_limit,
+        "memory_limit_on_retry": found.memory_limit_on_retry,
+        "output_limit": found.output_limit,
+        "max_processes": found.max_processes,
         "backoff": found.backoff,
         "lease": found.lease,
         "claimed_at": found.claimed_at,
@@ -90,6 +101,20 @@ def attempt(row: AttemptRow) -> dict[str, Any]:
         "traceback": row.traceback,
         "fingerprint": row.fingerprint,
         "exit_cause": row.exit_cause,
+        "peak_memory": row.peak_memory,
+    }
+
+
+def log_line(row: LogRow) -> dict[str, Any]:
+    """One line that an attempt logged."""
+    return {
+        "lease": row.lease,
+        "attempt": row.attempt,
+        "line": row.line,
+        "logged_at": row.logged_at,
+        "level": row.level,
+        "logger": row.logger,
+        "message": row.message,
     }
 
 
@@ -151,6 +176,23 @@ def worker(row: WorkerRow) -> dict[str, Any]:
         "succeeded_count": row.succeeded_count,
         "failed_count": row.failed_count,
         "crashed_count": row.crashed_count,
+        "pool": row.pool,
+        "pool_slot": row.pool_slot,
+        "claimed_count": row.claimed_count,
+        "memory_bytes": row.memory_bytes,
+        "running_jobs": [running_job(item) for item in row.running_jobs],
+    }
+
+
+def running_job(row: RunningJob) -> dict[str, Any]:
+    """What one slot of a worker ran at its last heartbeat."""
+    return {
+        "slot": row.slot,
+        "job_id": row.job_id,
+        "task": row.task,
+        "attempt": row.attempt,
+        "run_ms": milliseconds(row.run),
+        "memory": row.memory,
     }
 
 

@@ -100,7 +100,7 @@ def enqueue(
             click.echo(job.id)
         return
     say(f"job {job.id} is {job.refresh().state}; waiting for it")
-    warn_without_worker(runner)
+    warn_without_worker(runner.database)
     _wait(job, timeout, database)
 
 

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from jobrunner.app import JobRunner
     from jobrunner.handle import Job
     from jobrunner.inspection import JobRow, Page
+    from jobrunner.store import Database
 
 _HERE = "jobrunner.cli.jobs"
 ENTRIES = {
     "list": Entry(_HERE, "list_", "List jobs by filter, live ones first."),
     "show": Entry("jobrunner.cli.show", "show", "Everything about one job, and why it is not running."),
+    "logs": Entry("jobrunner.cli.logs", "logs", "What the attempts of a job logged, also while it runs."),
     "wait": Entry(_HERE, "wait", "Wait until jobs are finished: exit 0 if all succeeded."),
     "retry": Entry(_HERE, "retry", "Run failed, cancelled or waiting jobs again, now."),
     "cancel": Entry(_HERE, "cancel", "Cancel waiting jobs, ask running ones to stop."),
@@ -42,7 +44,7 @@ MAX_LIMIT = 200  # of one page; the same as inspection's, known here so that --h
 
 @click.group(cls=LazyGroup, entries=ENTRIES)
 def jobs() -> None:
-    """List, show, wait for, retry and cancel jobs."""
+    """List, show, read the logs of, wait for, retry and cancel jobs."""
 
 
 _NOT = "\x00"  # stands for the minus of a term while click looks for options: no argument of a program can hold it
@@ -116,7 +118,7 @@ def wait(ids: tuple[int, ...], timeout: timedelta | None) -> None:
     """Wait until jobs are finished and print their states: exit 0 if all succeeded, 1 if one did not, 5 at the timeout."""
     runner = _runner()
     handle = runner.job
-    warn_without_worker(runner)
+    warn_without_worker(runner.database)
     deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
     states: list[tuple[int, str]] = []
     for job_id in ids:
@@ -187,11 +189,11 @@ def _each(ids: Iterable[int], verb: Callable[[Job[Any]], str]) -> None:
         click.get_current_context().exit(code)
 
 
-def warn_without_worker(runner: JobRunner) -> None:
+def warn_without_worker(database: Database) -> None:
     """Somebody who waits for a job wants to know that nothing can run it."""
     from jobrunner.inspection import pulse
 
-    if not pulse(runner.database).workers_alive:
+    if not pulse(database).workers_alive:
         warn("no worker is alive: what waits goes on waiting until one is started (jobrunner work)")
 
 

@@ -93,6 +93,12 @@ def print_json(document: object) -> None:
     click.echo("".join(parts))
 
 
+def print_json_line(document: object) -> None:
+    """One JSON document on a line of stdout, for streams."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    click.echo(json.dumps(document, ensure_ascii=not utf8, default=_jsonable))
+
+
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
     """A table of texts on stdout; None is shown as `-`."""
     texts = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]

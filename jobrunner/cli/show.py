@@ -13,7 +13,7 @@ import click
 from jobrunner.cli import documents
 from jobrunner.cli.documents import duration_text
 from jobrunner.cli.lazy import Command
-from jobrunner.cli.output import iso, print_json, printable, printable_block, styled
+from jobrunner.cli.output import iso, print_json, printable, printable_block, size, styled
 from jobrunner.cli.shared import shared
 from jobrunner.cli.target import checked_database, find_database
 from jobrunner.cli.types import JOB_ID
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jobrunner.inspection import AttemptRow, JobDetail
 
 _INDENT = "  "
+_BAR = 20  # characters of the bar of a progress
 _TRACEBACKS = 1  # attempts whose traceback is shown: the newest; `-v` shows all
 
 
@@ -57,6 +58,8 @@ def _lines(found: JobDetail) -> Iterator[str]:
     yield from _section("timeline", _timeline(found))
     if found.attempts:
         yield from _section("attempts", _attempts(found))
+    if found.checkpoint is not None:
+        yield from _section("checkpoint", printable_block(found.checkpoint).splitlines())
     yield from _section("args", printable_block(found.args).splitlines())
     if found.result is not None:
         yield from _section("result", printable_block(found.result).splitlines())
@@ -66,18 +69,43 @@ def _lines(found: JobDetail) -> Iterator[str]:
 
 def _facts(found: JobDetail) -> Iterator[str]:
     job = found.job
+    if job.progress is not None or found.progress_text:
+        yield f"{_INDENT}{_progress(job.progress, found.progress_text)}"
     facts = [
         ("queue", job.queue),
         ("priority", str(job.priority) if job.priority else None),
         ("attempt", f"{job.attempt} of {job.max_attempts}"),
         ("crashes", f"{found.crash_count} of {found.max_crashes}" if found.crash_count else None),
         ("worker", found.worker if job.state == "running" else None),
-        ("time limit", duration_text(found.time_limit)),
+        *_limits(found),
+        ("peak memory", _bytes(job.peak_memory)),
         ("tags", ", ".join(found.tags) or None),
         ("unique key", found.unique_key),
         ("parent", None if found.parent_id is None else str(found.parent_id)),
     ]
     yield _INDENT + " · ".join(f"{name} {printable(value)}" for name, value in facts if value is not None)
+
+
+def _limits(found: JobDetail) -> list[tuple[str, str | None]]:
+    growth = f", ×{found.memory_limit_on_retry:g} after an attempt that exceeded it" if found.memory_limit_on_retry else ""
+    return [
+        ("time limit", duration_text(found.time_limit)),
+        ("soft time limit", duration_text(found.soft_time_limit)),
+        ("cpu limit", duration_text(found.cpu_limit)),
+        ("memory limit", None if found.memory_limit is None else f"{size(found.memory_limit)}{growth}"),
+        ("output limit", _bytes(found.output_limit)),
+        ("processes at most", None if found.max_processes is None else str(found.max_processes)),
+    ]
+
+
+def _progress(fraction: float | None, text: str | None) -> str:
+    full = round(_BAR * min(1.0, max(0.0, fraction or 0.0)))
+    bar = "" if fraction is None else f"{'▮' * full}{'▯' * (_BAR - full)} {fraction:.0%}"
+    return "  ".join(part for part in (bar, printable(text or "")) if part)
+
+
+def _bytes(value: int | None) -> str | None:
+    return None if value is None else size(value)
 
 
 def _timeline(found: JobDetail) -> Iterator[str]:
@@ -126,6 +154,7 @@ def _attempts(found: JobDetail) -> Iterator[str]:
             styled(attempt.outcome, attempt.outcome),
             f"after {duration_text(attempt.run)}" if attempt.run is not None else "never began",
             f"cpu {duration_text(attempt.cpu)}" if attempt.cpu is not None else "",
+            f"peak memory {size(attempt.peak_memory)}" if attempt.peak_memory is not None else "",
             f"on {printable(attempt.worker)}" if attempt.worker else "",
             printable(attempt.exit_cause) if attempt.exit_cause not in (None, "exception", attempt.outcome) else "",
         ]

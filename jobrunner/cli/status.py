@@ -96,24 +96,50 @@ def _queue_cells(row: QueueRow, found: Status) -> list[object]:
 
 def _print_workers(workers: tuple[WorkerRow, ...], found: Status) -> None:
     gone = [row for row in workers if row.state != "alive"]
-    shown = [row for row in workers if row.state == "alive"] + gone[:SHOWN_WORKERS]
+    alive = [row for row in workers if row.state == "alive"]
+    shown = alive + gone[:SHOWN_WORKERS]
     if not shown:
         return
     click.echo()
     columns = (
-        Column("WORKER"), Column("STATE"), Column("KIND"), Column("BUSY", "right"), Column("SEEN"), Column("SUCCEEDED", "right"),
-        Column("FAILED", "right"), Column("CRASHED", "right"), Column("MEMORY", "right"), Column("QUEUES", grow=True),
+        Column("WORKER"), Column("STATE"), Column("KIND"), Column("POOL"), Column("BUSY", "right"), Column("SEEN"),
+        Column("CLAIMED", "right"), Column("SUCCEEDED", "right"), Column("FAILED", "right"), Column("CRASHED", "right"),
+        Column("MEMORY", "right"), Column("QUEUES", grow=True),
     )  # fmt: skip
     print_table(
         columns,
         [
             [
-                row.name, row.state, row.kind, f"{row.running}/{row.slots}", instant(row.stopped_at or row.heartbeat_at, found.pulse.at),
-                row.succeeded_count, row.failed_count, row.crashed_count, None if row.rss_bytes is None else size(row.rss_bytes),
-                ",".join(row.queues),
+                row.name, row.state, row.kind, None if row.pool is None else f"{row.pool}/{row.pool_slot}", f"{row.running}/{row.slots}",
+                instant(row.stopped_at or row.heartbeat_at, found.pulse.at), row.claimed_count, row.succeeded_count, row.failed_count,
+                row.crashed_count, _bytes(row.rss_bytes if row.memory_bytes is None else row.memory_bytes), ",".join(row.queues),
             ]
             for row in shown
         ],
     )  # fmt: skip
     if len(gone) > SHOWN_WORKERS:
         click.echo(f"… and {len(gone) - SHOWN_WORKERS} that stopped earlier (--json has them)")
+    _print_running(alive)
+
+
+def _print_running(workers: list[WorkerRow]) -> None:
+    """What each slot runs, as of its worker's last heartbeat."""
+    if not any(row.running_jobs for row in workers):
+        return
+    click.echo()
+    columns = (
+        Column("WORKER"), Column("SLOT", "right"), Column("JOB", "right"), Column("TASK"), Column("ATTEMPT", "right"),
+        Column("FOR", "right"), Column("MEMORY", "right"),
+    )  # fmt: skip
+    print_table(
+        columns,
+        [
+            [row.name, job.slot, job.job_id, job.task, job.attempt, documents.duration_text(job.run), _bytes(job.memory)]
+            for row in workers
+            for job in row.running_jobs
+        ],
+    )
+
+
+def _bytes(value: int | None) -> str | None:
+    return None if value is None else size(value)

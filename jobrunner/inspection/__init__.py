@@ -7,6 +7,7 @@ from jobrunner.inspection.detail import MAX_ATTEMPTS, get_job
 from jobrunner.inspection.glances import VIEWS, Glance, View, glance
 from jobrunner.inspection.health import Pulse, Status, UnservedTask
 from jobrunner.inspection.lists import COUNT_CAP, DEFAULT_LIMIT, MAX_LIMIT, count_jobs, count_states, list_jobs
+from jobrunner.inspection.logs import DEFAULT_LINES, LEVELS, MAX_LINES, LogPage, LogRow, job_logs
 from jobrunner.inspection.overview import list_queues, list_workers, pulse, registered_tasks, status
 from jobrunner.inspection.reading import READ_TIMEOUT, reading, translated
 from jobrunner.inspection.recent import ErrorGroup, Lately, Percentiles, Throughput
@@ -18,6 +19,7 @@ from jobrunner.inspection.values import (
     Page,
     QueueRow,
     Reason,
+    RunningJob,
     WorkerRow,
     ago,
 )
@@ -25,8 +27,11 @@ from jobrunner.inspection.values import (
 __all__ = [
     "COUNT_CAP",
     "DEFAULT_LIMIT",
+    "DEFAULT_LINES",
+    "LEVELS",
     "MAX_ATTEMPTS",
     "MAX_LIMIT",
+    "MAX_LINES",
     "READ_TIMEOUT",
     "VIEWS",
     "AttemptRow",
@@ -36,11 +41,14 @@ __all__ = [
     "JobDetail",
     "JobRow",
     "Lately",
+    "LogPage",
+    "LogRow",
     "Page",
     "Percentiles",
     "Pulse",
     "QueueRow",
     "Reason",
+    "RunningJob",
     "Status",
     "Throughput",
     "UnservedTask",
@@ -51,6 +59,7 @@ __all__ = [
     "count_states",
     "get_job",
     "glance",
+    "job_logs",
     "list_jobs",
     "list_queues",
     "list_workers",

@@ -41,7 +41,13 @@ def _detail_columns(table: sa.Table) -> list[sa.ColumnElement[Any]]:
         columns.last_error_at,
         columns.crash_count,
         columns.max_crashes,
-        sa.cast(sa.extract("epoch", columns.time_limit), sa.Float).label("time_limit_s"),
+        *(sa.cast(sa.extract("epoch", columns[name]), sa.Float).label(name) for name in ("time_limit", "soft_time_limit", "cpu_limit")),
+        columns.memory_limit,
+        columns.memory_limit_on_retry,
+        columns.output_limit,
+        columns.max_processes,
+        columns.progress_text.label("whole_progress_text"),
+        sa.func.jsonb_pretty(columns.checkpoint).label("checkpoint"),
         columns.backoff,
         columns.lease,
     ]
@@ -67,7 +73,7 @@ _FINISHED = (
 )
 _ATTEMPTS = sa.text(
     "SELECT a.attempt, a.lease, a.outcome, a.started_at, a.finished_at, a.run_ms, a.cpu_ms, a.worker_id, w.name AS worker, "
-    "a.error_type, a.message, a.traceback, a.fingerprint, a.exit_cause "
+    "a.error_type, a.message, a.traceback, a.fingerprint, a.exit_cause, a.peak_memory "
     "FROM jobrunner.v_attempts a LEFT JOIN jobrunner.workers w ON w.id = a.worker_id "
     "WHERE a.job_id = :id ORDER BY a.lease DESC, a.finished_at DESC LIMIT :most"
 )
@@ -107,6 +113,7 @@ def _detail(reader: Reader, row: sa.Row[Any], attempts: Sequence[sa.Row[Any]], w
         args=row.args,
         result=row.result,
         meta=row.meta,
+        checkpoint=row.checkpoint,
         tags=tuple(row.tags),
         parent_id=row.parent_id,
         unique_key=row.unique_key,
@@ -114,7 +121,14 @@ def _detail(reader: Reader, row: sa.Row[Any], attempts: Sequence[sa.Row[Any]], w
         error_at=row.last_error_at,
         crash_count=row.crash_count,
         max_crashes=row.max_crashes,
-        time_limit=None if row.time_limit_s is None else min(LONGEST, timedelta(seconds=min(row.time_limit_s, LONGEST.total_seconds()))),
+        time_limit=_limit(row.time_limit),
+        soft_time_limit=_limit(row.soft_time_limit),
+        cpu_limit=_limit(row.cpu_limit),
+        memory_limit=row.memory_limit,
+        memory_limit_on_retry=row.memory_limit_on_retry,
+        output_limit=row.output_limit,
+        max_processes=row.max_processes,
+        progress_text=row.whole_progress_text,
         backoff=row.backoff,
         lease=row.lease,
         claimed_at=row.claimed_at,
@@ -144,4 +158,9 @@ def _attempt(row: sa.Row[Any]) -> AttemptRow:
         traceback=row.traceback,
         fingerprint=row.fingerprint,
         exit_cause=row.exit_cause,
+        peak_memory=row.peak_memory,
     )
+
+
+def _limit(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else min(LONGEST, timedelta(seconds=min(seconds, LONGEST.total_seconds())))

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from jobrunner import migrate
 from jobrunner.inspection.health import Pulse, Status, UnservedTask
 from jobrunner.inspection.reading import Reader, reading
+from jobrunner.inspection.running import running_jobs
 from jobrunner.inspection.values import Count, QueueRow, WorkerRow
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ GROUP BY w.task, w.queue ORDER BY number DESC, w.task, w.queue LIMIT :most
 
 _WORKER_COLUMNS = (
     "id, name, host, pid, kind, version, queues, tasks, slots, state, running_count, started_at, heartbeat_at, stopped_at, last_exit, "
-    "rss_bytes, succeeded_count, failed_count, crashed_count"
+    "rss_bytes, succeeded_count, failed_count, crashed_count, pool, pool_slot, claimed_count, memory_bytes, "
+    "CAST(running AS text) AS running"
 )
 _WORKERS = sa.text(
     f"(SELECT {_WORKER_COLUMNS} FROM jobrunner.v_workers WHERE stopped_at IS NULL ORDER BY state, id DESC) "  # noqa: S608  constants
@@ -243,4 +245,9 @@ def _worker(row: Any) -> WorkerRow:
         succeeded_count=row.succeeded_count,
         failed_count=row.failed_count,
         crashed_count=row.crashed_count,
+        pool=row.pool,
+        pool_slot=row.pool_slot,
+        claimed_count=row.claimed_count,
+        memory_bytes=row.memory_bytes,
+        running_jobs=running_jobs(row.running),
     )

@@ -5,6 +5,7 @@ It must not choose rows. Waits and runs of jobs still at it are counted by the d
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,7 @@ from jobrunner.schema import jobs as live
 if TYPE_CHECKING:
     from jobrunner.filters import StateWord
 
-EXCERPT_LENGTH = 200  # characters of arguments and error in a list: more than a line shows
+EXCERPT_LENGTH = 200  # characters of arguments, error and progress in a list: more than a line shows
 
 _NOW = sa.func.now()
 _FAR: sa.ColumnElement[Any] = sa.literal_column("'9999-01-01 00:00+00'::timestamptz")
@@ -34,19 +35,25 @@ def _excerpts(table: sa.Table) -> list[sa.ColumnElement[Any]]:
         table.c.last_error_type.label("error_type"),
         sa.func.left(table.c.last_error, EXCERPT_LENGTH).label("error"),
         table.c.worker_id,
+        table.c.progress,
+        sa.func.left(table.c.progress_text, EXCERPT_LENGTH).label("progress_text"),
     ]
+
+
+def created_at(table: sa.Table) -> sa.ColumnElement[Any]:
+    """When a job was created, in years that Python can read: the column has no CHECK, and one 'infinity' would hide the whole page."""
+    return sa.func.least(sa.func.greatest(table.c.created_at, sa.literal_column("'0001-01-02 00:00+00'::timestamptz")), _FAR).label(
+        "created_at"
+    )
 
 
 def _names(table: sa.Table) -> list[sa.ColumnElement[Any]]:
     columns = table.c
-    # created_at has no CHECK: an imported row may hold 'infinity', which Python cannot read and which would hide the whole page.
-    created_at = sa.func.least(sa.func.greatest(columns.created_at, sa.literal_column("'0001-01-02 00:00+00'::timestamptz")), _FAR).label(
-        "created_at"
-    )
-    return [columns.id, columns.task, columns.queue, columns.priority, columns.attempt, columns.max_attempts, created_at, columns.run_at]
+    names = [columns.id, columns.task, columns.queue, columns.priority, columns.attempt, columns.max_attempts]
+    return [*names, created_at(table), columns.run_at]
 
 
-_WORD = sa.case(
+STATE_WORD = sa.case(
     (live.c.state == "running", sa.literal_column("'running'")),
     (live.c.attempt > 0, sa.literal_column("'retrying'")),
     (live.c.run_at > _NOW, sa.literal_column("'scheduled'")),
@@ -56,12 +63,13 @@ _WORD = sa.case(
 
 LIVE_COLUMNS: tuple[sa.ColumnElement[Any], ...] = (
     *_names(live),
-    _WORD.label("state"),
+    STATE_WORD.label("state"),
     _BEGAN.label("started_at"),
     sa.null().cast(sa.DateTime(timezone=True)).label("finished_at"),
     sa.case((live.c.state == "running", _ms(_BEGAN - live.c.run_at)), (live.c.run_at <= _NOW, _ms(_NOW - live.c.run_at))).label("wait_ms"),
     sa.case((live.c.state == "running", _ms(_NOW - _BEGAN))).label("run_ms"),
     *_excerpts(live),
+    sa.null().cast(sa.BigInteger).label("peak_memory"),
 )
 
 FINISHED_COLUMNS: tuple[sa.ColumnElement[Any], ...] = (
@@ -72,6 +80,7 @@ FINISHED_COLUMNS: tuple[sa.ColumnElement[Any], ...] = (
     finished.c.wait_ms,
     finished.c.run_ms,
     *_excerpts(finished),
+    finished.c.peak_memory,
 )
 
 
@@ -95,6 +104,9 @@ def job_row(row: sa.Row[Any]) -> JobRow:
         error_type=row.error_type,
         error=row.error,
         worker_id=row.worker_id,
+        progress=row.progress if row.progress is not None and math.isfinite(row.progress) else None,  # history has no CHECK
+        progress_text=row.progress_text,
+        peak_memory=row.peak_memory,
     )
 
 

@@ -51,6 +51,8 @@ class JobRow:
         wait: from due to start; of a job that is due and waits, until now. None while it is scheduled.
         run: of the last attempt; of a running one, until now. None when it has not begun.
         error_type, error: of the last attempt that failed, even when the job succeeded later; `error` is an excerpt.
+        progress, progress_text: what an attempt said last, 0 to 1 and an excerpt of the words beside it; None when none did.
+        peak_memory: bytes, of the last attempt of a finished job; None when nobody measured it.
     """
 
     id: int
@@ -70,6 +72,9 @@ class JobRow:
     error_type: str | None
     error: str | None
     worker_id: int | None
+    progress: float | None
+    progress_text: str | None
+    peak_memory: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,9 @@ class AttemptRow:
     Attributes:
         lease: the fence of the attempt; grows with every claim, also where `attempt` does not (a snooze).
         outcome: `succeeded | retried | failed | snoozed | released | cancelled | crashed | quarantined`.
-        exit_cause: `exception | timeout | signal N | exit N | deploy | cancelled | …`; None for a success.
+        exit_cause: `exception | timeout | memory | cpu | output | processes | signal N | exit N | deploy | cancelled | …`; None for a
+            success.
+        peak_memory: bytes, of all its processes together; None when nobody measured it.
     """
 
     attempt: int
@@ -113,6 +120,7 @@ class AttemptRow:
     traceback: str | None
     fingerprint: str | None
     exit_cause: str | None
+    peak_memory: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +129,10 @@ class JobDetail:
 
     Attributes:
         job: what the list shows; its excerpts are excerpts.
-        args, result, meta: JSON text, indented, with every digit as stored; `result` and `meta` are None when there is none.
-        error: the whole message of the last failure.
+        args, result, meta, checkpoint: JSON text, indented, with every digit as stored; all but `args` are None when there is none.
+        error, progress_text: the whole of what `job` has an excerpt of.
+        memory_limit, output_limit: bytes; None, here as of every limit, is no limit.
+        memory_limit_on_retry: how many times the memory limit an attempt gets after one that exceeded it.
         attempts: ended runs, newest first; at most `MAX_ATTEMPTS`.
         attempts_left_out: True when there are older ones.
         waiting_reason: why it is not running, or where it runs; None for a finished job.
@@ -133,6 +143,7 @@ class JobDetail:
     args: str
     result: str | None
     meta: str | None
+    checkpoint: str | None
     tags: tuple[str, ...]
     parent_id: int | None
     unique_key: str | None
@@ -141,6 +152,13 @@ class JobDetail:
     crash_count: int
     max_crashes: int
     time_limit: timedelta | None
+    soft_time_limit: timedelta | None
+    cpu_limit: timedelta | None
+    memory_limit: int | None
+    memory_limit_on_retry: float | None
+    output_limit: int | None
+    max_processes: int | None
+    progress_text: str | None
     backoff: str
     lease: int
     claimed_at: datetime | None
@@ -204,8 +222,34 @@ class QueueRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningJob:
+    """What one slot of a worker ran at its last heartbeat. Each part is None when the worker did not say it.
+
+    Attributes:
+        run: since the attempt began.
+        memory: bytes that all its processes had at that moment.
+    """
+
+    slot: int | None
+    job_id: int | None
+    task: str | None
+    attempt: int | None
+    run: timedelta | None
+    memory: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """One worker process; `state` is `alive`, `lost` (its lease expired) or `stopped`."""
+    """One worker process.
+
+    Attributes:
+        state: `alive`, `lost` (its lease expired) or `stopped`.
+        running: jobs that it holds now.
+        running_jobs: what its slots ran at its last heartbeat, by slot; empty when it has stopped, or does not say.
+        rss_bytes: of the supervising process alone. memory_bytes: with all processes of its jobs.
+        pool, pool_slot: the slot it holds, so that no other worker does; None for one that needs none.
+        claimed_count: jobs that it took; None before its first heartbeat.
+    """
 
     id: int
     name: str
@@ -226,6 +270,11 @@ class WorkerRow:
     succeeded_count: int
     failed_count: int
     crashed_count: int
+    pool: str | None
+    pool_slot: int | None
+    claimed_count: int | None
+    memory_bytes: int | None
+    running_jobs: tuple[RunningJob, ...]
 
 
 def ago(duration: timedelta) -> str:

@@ -23,8 +23,9 @@ WITH f AS MATERIALIZED (
 ), moved AS (
     UPDATE jobrunner.jobs j
     SET state = 'queued', worker_id = NULL, claimed_at = NULL, started_at = NULL, cancel_requested_at = NULL,
-        memory_limit = CASE WHEN old.exit_cause = 'memory' AND j.memory_limit_on_retry IS NOT NULL
-                            THEN least(j.memory_limit * j.memory_limit_on_retry::float8, 4611686018427387904)::bigint ELSE j.memory_limit END,
+        memory_limit = CASE WHEN old.exit_cause = 'memory' AND j.memory_limit IS NOT NULL AND j.memory_limit_on_retry IS NOT NULL
+                            THEN least(j.memory_limit * j.memory_limit_on_retry::float8, 9223372036854774784)::bigint  -- the last float8 that a bigint holds
+                            ELSE j.memory_limit END,
         crash_count = 0, last_error_type = old.error_type, last_error = old.message, last_error_at = now(),
         run_at = now() + CASE WHEN old.delay_ms IS NULL THEN jobrunner.backoff_delay(j.backoff, j.backoff_base, j.backoff_cap, j.backoff_jitter, j.attempt)
                       ELSE least(greatest(old.delay_ms, 0), 3155760000000) * interval '1 millisecond' END  -- a century at most: no pause asked for can overflow run_at and so wedge the batch

@@ -115,17 +115,21 @@ BEGIN
     END LOOP;
     RETURN made;
 END $$""",
-    # Drops the daily partitions of one table that end before `before`, oldest first and at most `most` of them: a drop takes an
-    # ACCESS EXCLUSIVE lock on the parent, for which the caller sets a lock_timeout. The default partition stays.
+    # Drops the daily partitions (UTC days) of one table that end before `before`, oldest first and at most `most` of them: a drop
+    # takes an ACCESS EXCLUSIVE lock on the parent, for which the caller sets a lock_timeout. The default partition stays. The lock
+    # is that of ensure_partitions: two that drop would both try the same days, and one that makes takes its locks in another order.
+    # CASE, because the planner may else ask for the date of a name that is none.
     "drop_partitions": """(parent text, before timestamptz, most integer) RETURNS integer
 LANGUAGE plpgsql SET search_path = jobrunner, pg_temp AS $$
 DECLARE
     part text; dropped integer := 0;
 BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('jobrunner.ensure_partitions', 0));
     FOR part IN
         SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = format('jobrunner.%I', parent)::regclass AND c.relname ~ ('^' || parent || '_[0-9]{8}$')
-          AND (to_date(right(c.relname, 8), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' <= before
+        WHERE i.inhparent = format('jobrunner.%I', parent)::regclass
+          AND CASE WHEN c.relname ~ ('^' || parent || '_[0-9]{8}$')
+                   THEN (to_date(right(c.relname, 8), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' <= before END
         ORDER BY c.relname LIMIT most
     LOOP
         EXECUTE format('DROP TABLE jobrunner.%I', part);

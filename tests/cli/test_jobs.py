@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.seed import seed
 from tests.support.waiting import wait_until
 
 JOB_KEYS = {
@@ -23,6 +24,9 @@ JOB_KEYS = {
     "worker_id",
     "error_type",
     "error",
+    "progress",
+    "progress_text",
+    "peak_memory",
 }
 DETAIL_KEYS = JOB_KEYS | {
     "error_at",
@@ -35,6 +39,13 @@ DETAIL_KEYS = JOB_KEYS | {
     "crash_count",
     "max_crashes",
     "time_limit_ms",
+    "soft_time_limit_ms",
+    "cpu_limit_ms",
+    "memory_limit",
+    "memory_limit_on_retry",
+    "output_limit",
+    "max_processes",
+    "checkpoint",
     "backoff",
     "lease",
     "claimed_at",
@@ -61,6 +72,7 @@ ATTEMPT_KEYS = {
     "traceback",
     "fingerprint",
     "exit_cause",
+    "peak_memory",
 }
 
 
@@ -148,7 +160,7 @@ def test_json_keeps_every_digit(program, connection):
 def test_show_tells_the_whole_story(program, worked):
     """State, facts, timeline, attempts, traceback and arguments of a job that failed."""
     out = program("jobs", "show", worked["failed"]).out
-    assert out.startswith(f"job {worked['failed']}  divide  failed\n  queue mail · attempt 1 of 1\n")
+    assert out.startswith(f"job {worked['failed']}  divide  failed\n  queue mail · attempt 1 of 1")
     for part in (
         "timeline",
         "created",
@@ -163,6 +175,30 @@ def test_show_tells_the_whole_story(program, worked):
     assert "division by zero" in out
     succeeded = program("jobs", "show", worked["succeeded"]).lines()
     assert succeeded[-2:] == ["result", "  3"]
+
+
+def test_show_tells_limits_progress_and_cost(reader, connection):
+    """Limits in words, how far it is as a bar, the checkpoint, and what its attempts used; sizes and times as people write them."""
+    ids = seed(connection, 600)
+    out = reader("jobs", "show", ids["retrying"]).out
+    assert f"  {'▮' * 8}{'▯' * 12} 40%  page 4 of 10\n" in out
+    for part in (
+        "time limit 1m00s", "soft time limit 50.0s", "cpu limit 40.0s", "memory limit 256.0 MB, ×2 after an attempt that exceeded it",
+        "output limit 1.0 MB", "processes at most 4", "checkpoint\n  {", '"after": "globex-0817"', "peak memory 131.0 MB", "memory\n",
+    ):  # fmt: skip
+        assert part in out
+    found = reader("jobs", "show", ids["retrying"], "--json").json
+    assert {key: found[key] for key in ("progress", "progress_text", "checkpoint", "cpu_limit_ms", "memory_limit", "memory_limit_on_retry")} == {
+        "progress": 0.4, "progress_text": "page 4 of 10", "checkpoint": {"page": 4, "after": "globex-0817"}, "cpu_limit_ms": 40_000,
+        "memory_limit": 256_000_000, "memory_limit_on_retry": 2,
+    }  # fmt: skip
+    assert [(attempt["attempt"], attempt["exit_cause"], attempt["peak_memory"]) for attempt in found["attempts"]] == [
+        (2, "exception", None),
+        (1, "memory", 131_000_000),
+    ]
+    (listed,) = reader("jobs", "list", f"id:{ids['succeeded']}", "--json").json["items"]
+    assert listed["peak_memory"] > 0
+    assert "peak memory " in reader("jobs", "show", ids["succeeded"]).out
 
 
 def test_show_says_why_a_job_is_not_running(program, worked):

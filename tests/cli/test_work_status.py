@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 
 from jobrunner.settings import describe_target
+from tests.support.seed import seed
 from tests.support.waiting import wait_until
 
 STATUS_KEYS = {
@@ -29,6 +30,13 @@ STATUS_KEYS = {
     "unserved",
     "problems",
 }
+
+WORKER_KEYS = {
+    "id", "name", "host", "pid", "kind", "version", "state", "queues", "tasks", "slots", "running", "started_at", "heartbeat_at",
+    "stopped_at", "last_exit", "rss_bytes", "succeeded_count", "failed_count", "crashed_count", "pool", "pool_slot", "claimed_count",
+    "memory_bytes", "running_jobs",
+}  # fmt: skip
+RUNNING_KEYS = {"slot", "job_id", "task", "attempt", "run_ms", "memory"}
 
 
 def free_port():
@@ -112,6 +120,20 @@ def test_status_on_one_screen(program):
     assert set(document) == STATUS_KEYS
     assert document["queues"][0]["ready"] == 1
     assert document["problems"][0]["code"] == "no_worker"
+
+
+def test_status_shows_what_workers_run(reader, connection):
+    """Workers with their pool, what they claimed and what they use with all their jobs; and below them each slot with its job."""
+    ids = seed(connection, 20)
+    out = reader("status").out
+    assert re.search(r"^worker-1@web-1 +alive +daemon +- .* 358\.0 MB ", out, re.MULTILINE)
+    assert re.search(r"^cron@web-1 +stopped +cron +nightly/1 ", out, re.MULTILINE)
+    assert re.search(rf"^worker-1@web-1 +3 +{ids['running']} +billing\.invoice +1 +\S+ +102\.0 MB$", out, re.MULTILINE)
+    workers = reader("status", "--json").json["workers"]
+    assert all(set(worker) == WORKER_KEYS for worker in workers)
+    running = next(worker for worker in workers if worker["name"] == "worker-1@web-1")["running_jobs"]
+    assert [(job["slot"], job["task"], job["attempt"], job["memory"]) for job in running][2] == (3, "billing.invoice", 1, 102_000_000)
+    assert all(set(job) == RUNNING_KEYS for job in running)
 
 
 def test_status_again_and_again(program):

@@ -21,18 +21,30 @@ COLUMNS = {
         state text, created_at timestamptz, run_at timestamptz, started_at timestamptz, finished_at timestamptz, attempt smallint,
         max_attempts smallint, crash_count smallint, max_crashes smallint, time_limit interval, error_type text, error text,
         error_at timestamptz, result jsonb, wait_ms bigint, run_ms bigint, cpu_ms bigint, worker_id bigint, lease bigint,
-        cancel_requested_at timestamptz""",
+        cancel_requested_at timestamptz, soft_time_limit interval, cpu_limit interval, memory_limit bigint, memory_limit_on_retry real,
+        output_limit bigint, max_processes integer, progress real, progress_text text, checkpoint jsonb, peak_memory bigint""",
     "v_attempts": """job_id bigint, attempt smallint, lease bigint, task text, queue text, worker_id bigint, started_at timestamptz,
         finished_at timestamptz, outcome text, error_type text, message text, traceback text, fingerprint text, exit_cause text,
-        run_ms bigint, cpu_ms bigint""",
+        run_ms bigint, cpu_ms bigint, peak_memory bigint""",
     "v_queues": """queue text, ready_count bigint, scheduled_count bigint, retrying_count bigint, running_count bigint,
         unserved_count bigint, oldest_ready_at timestamptz, worker_count bigint, slot_count bigint""",
     "v_workers": """id bigint, name text, host text, pid integer, kind text, version text, queues text[], tasks text[], slots integer,
         state text, started_at timestamptz, heartbeat_at timestamptz, lease_expires_at timestamptz, stopped_at timestamptz,
-        last_exit text, running_count bigint, succeeded_count bigint, failed_count bigint, crashed_count bigint, rss_bytes bigint""",
+        last_exit text, running_count bigint, succeeded_count bigint, failed_count bigint, crashed_count bigint, rss_bytes bigint,
+        pool text, pool_slot integer, claimed_count bigint, memory_bytes bigint, running jsonb""",
+    "v_worker_runs": """id bigint, worker_id bigint, name text, host text, pid integer, kind text, pool text, pool_slot integer, version text,
+        started_at timestamptz, finished_at timestamptz, run_ms bigint, reason text, exit_code smallint, error text, claimed_count bigint,
+        succeeded_count bigint, failed_count bigint, crashed_count bigint, left_count bigint, next_due_at timestamptz""",
+    "v_logs": """job_id bigint, lease bigint, attempt smallint, line integer, logged_at timestamptz, level text, logger text,
+        message text""",
 }
 NOW = datetime.now(UTC).replace(microsecond=0)
 LATER, EARLIER = NOW + timedelta(hours=1), NOW - timedelta(hours=1)
+LIMITS = {
+    "soft_time_limit": timedelta(seconds=50), "cpu_limit": timedelta(seconds=40), "memory_limit": 256_000_000, "memory_limit_on_retry": 1.5,
+    "output_limit": 1_000, "max_processes": 4,
+}  # fmt: skip
+SAID = {"progress": 0.5, "progress_text": "page 4/8", "checkpoint": {"page": 4}}
 ERROR = {"last_error_type": "shop.Timeout", "last_error": "no answer", "last_error_at": NOW}
 
 
@@ -131,6 +143,14 @@ def test_a_running_job(rows, look):
     assert found["finished_at"] is None
 
 
+def test_limits_and_progress_of_a_live_job(rows, look):
+    """A live job shows its limits and what its attempts said of themselves; one without any shows nulls."""
+    found = look("v_jobs", "id = %s", rows.running(rows.worker("w"), **LIMITS, **SAID))
+    assert {name: found[name] for name in (*LIMITS, *SAID)} == {**LIMITS, **SAID}
+    bare = look("v_jobs", "id = %s", rows.job())
+    assert {bare[name] for name in (*LIMITS, *SAID, "peak_memory")} == {None}
+
+
 @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled", "quarantined"])
 def test_a_finished_job(rows, look, state):
     """A finished job keeps what it had, and shows how it ended and what it cost."""
@@ -138,7 +158,7 @@ def test_a_finished_job(rows, look, state):
     number = rows.finished(
         state, args={"to": "ana"}, queue="mail", priority=3, tags=["nightly"], meta={"trace": "1"}, unique_key="k", created_at=EARLIER,
         run_at=EARLIER, attempt=2, crash_count=1, worker_id=worker, started_at=NOW, finished_at=NOW, result={"sent": 1}, wait_ms=10,
-        run_ms=20, cpu_ms=5, **ERROR,
+        run_ms=20, cpu_ms=5, peak_memory=81_000_000, **LIMITS, **SAID, **ERROR,
     )  # fmt: skip
     found = look("v_jobs", "id = %s", number)
     expected = {
@@ -146,7 +166,7 @@ def test_a_finished_job(rows, look, state):
         "parent_id": None, "unique_key": "k", "state": state, "created_at": EARLIER, "run_at": EARLIER, "started_at": NOW, "finished_at": NOW,
         "attempt": 2, "max_attempts": 5, "crash_count": 1, "max_crashes": 3, "time_limit": None, "error_type": "shop.Timeout",
         "error": "no answer", "error_at": NOW, "result": {"sent": 1}, "wait_ms": 10, "run_ms": 20, "cpu_ms": 5, "worker_id": worker, "lease": 1,
-        "cancel_requested_at": None,
+        "cancel_requested_at": None, "peak_memory": 81_000_000, **LIMITS, **SAID,
     }  # fmt: skip
     assert found == expected
 
@@ -154,18 +174,22 @@ def test_a_finished_job(rows, look, state):
 def test_attempts_of_a_job_that_succeeded_at_last(rows, connection):
     """The view has every ended attempt once: the record of those that did not succeed, and the success from the job itself."""
     worker = rows.worker("w")
-    number = rows.finished("succeeded", lease=3, attempt=2, worker_id=worker, started_at=NOW, finished_at=LATER, run_ms=20, cpu_ms=5)
+    number = rows.finished(
+        "succeeded", lease=3, attempt=2, worker_id=worker, started_at=NOW, finished_at=LATER, run_ms=20, cpu_ms=5, peak_memory=7
+    )
     rows.attempt(number, "crashed", attempt=1, lease=1, exit_cause="signal 9", finished_at=EARLIER)
-    rows.attempt(number, "retried", attempt=1, lease=2, error_type="E", message="m", traceback="t", fingerprint="f", exit_cause="exception")
+    rows.attempt(
+        number, "retried", attempt=1, lease=2, error_type="E", message="m", traceback="t", fingerprint="f", exit_cause="memory", peak_memory=9
+    )
     other = rows.finished("failed")
     rows.attempt(other, "failed")
-    query = "SELECT lease, attempt, outcome, exit_cause, run_ms FROM jobrunner.v_attempts WHERE job_id = %s ORDER BY lease"
+    query = "SELECT lease, attempt, outcome, exit_cause, run_ms, peak_memory FROM jobrunner.v_attempts WHERE job_id = %s ORDER BY lease"
     assert connection.execute(query, (number,)).fetchall() == [
-        (1, 1, "crashed", "signal 9", None),
-        (2, 1, "retried", "exception", None),
-        (3, 2, "succeeded", None, 20),
+        (1, 1, "crashed", "signal 9", None, None),
+        (2, 1, "retried", "memory", None, 9),
+        (3, 2, "succeeded", None, 20, 7),
     ]
-    assert connection.execute(query, (other,)).fetchall() == [(1, 1, "failed", None, None)]
+    assert connection.execute(query, (other,)).fetchall() == [(1, 1, "failed", None, None, None)]
 
 
 def test_a_queue_counts_its_live_jobs(rows, look):
@@ -224,3 +248,39 @@ def test_a_worker_is_alive_lost_or_stopped(rows, look, state, columns):
     found = look("v_workers", "id = %s", worker)
     assert (found["state"], found["running_count"], found["succeeded_count"], found["rss_bytes"]) == (state, 2, 3, 1_000)
     assert found["last_exit"] == columns.get("last_exit")
+
+
+def test_what_a_worker_runs_is_shown_until_it_stops(rows, look):
+    """Pool, claims, memory and what each slot runs are as of the last heartbeat; a stopped worker runs nothing."""
+    columns = {"pool": "nightly", "pool_slot": 2, "claimed_count": 7, "memory_bytes": 90_000_000, "running": {"slot": 1}}
+    alive = look("v_workers", "id = %s", rows.worker("w", **columns))
+    assert {name: alive[name] for name in columns} == columns
+    stopped = look("v_workers", "id = %s", rows.worker("w", **columns, stopped_at=NOW, last_exit="done"))
+    assert (stopped["running"], stopped["pool"], stopped["claimed_count"]) == (None, "nightly", 7)
+
+
+def test_a_run_of_a_worker(rows, look):
+    """A worker that left has a run with how long it was there, why it went, what it did, and what it left behind."""
+    given = {
+        "worker_id": 5, "pool": "nightly", "pool_slot": 2, "started_at": EARLIER, "finished_at": NOW, "reason": "drained", "exit_code": 0,
+        "error": None, "claimed_count": 3, "succeeded_count": 2, "failed_count": 1, "crashed_count": 0, "left_count": 4, "next_due_at": LATER,
+    }  # fmt: skip
+    found = look("v_worker_runs", "id = %s", rows.run("w", **given))
+    assert found["run_ms"] == 3_600_000
+    assert {name: found[name] for name in given} == given
+    assert (found["name"], found["host"], found["kind"], found["version"]) == ("w", "web-1", "cron", "0.1.0")
+
+
+@pytest.mark.parametrize(
+    ("level", "word"),
+    [
+        (1, "DEBUG"), (10, "DEBUG"), (19, "DEBUG"), (20, "INFO"), (29, "INFO"), (30, "WARNING"), (40, "ERROR"), (49, "ERROR"), (50, "CRITICAL"),
+        (99, "CRITICAL"),
+    ],
+)  # fmt: skip
+def test_a_line_of_a_log_has_its_level_in_a_word(rows, look, level, word):
+    """A level between two of Python's has the word of the lower one; what was logged is shown as it was."""
+    rows.log(17, "two\nlines", lease=3, line=2, attempt=1, level=level, logger="shop.mail", logged_at=NOW)
+    assert look("v_logs", "job_id = 17") == {
+        "job_id": 17, "lease": 3, "attempt": 1, "line": 2, "logged_at": NOW, "level": word, "logger": "shop.mail", "message": "two\nlines",
+    }  # fmt: skip

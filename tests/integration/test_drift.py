@@ -11,9 +11,11 @@ from jobrunner import migrate
 CHANGED = "its definition is not the expected one"
 UNIQUE = "btree (task, unique_key) WHERE (unique_key IS NOT NULL)"
 KINDS = "CHECK ((kind = ANY (ARRAY['daemon'::text, 'cron'::text, 'drain'::text, 'embedded'::text, 'test'::text])))"
-V_WORKERS = """CREATE OR REPLACE VIEW jobrunner.v_workers AS
-SELECT id, name, host, pid, kind, version, queues, tasks, slots, 'alive' AS state, started_at, heartbeat_at, lease_expires_at, stopped_at,
-       last_exit, 0::bigint AS running_count, succeeded_count, failed_count, crashed_count, rss_bytes FROM jobrunner.workers"""
+# The same columns, but a lost worker looks alive.
+V_WORKERS = """
+DO $$ BEGIN
+    EXECUTE 'CREATE OR REPLACE VIEW jobrunner.v_workers AS ' || replace(pg_get_viewdef('jobrunner.v_workers'), $x$'lost'::text$x$, $x$'alive'::text$x$);
+END $$"""
 
 # what somebody does → what is said, a line each
 BREAKS = {
@@ -43,6 +45,7 @@ BREAKS = {
     V_WORKERS: f"view v_workers was changed: {CHANGED}",
     "CREATE VIEW jobrunner.v_mine AS SELECT 1 AS one": "view v_mine is not one of ours",
     "DROP FUNCTION jobrunner.ensure_partitions": "function ensure_partitions(integer) is missing",
+    "DROP FUNCTION jobrunner.drop_partitions": "function drop_partitions(text, timestamp with time zone, integer) is missing",
     "CREATE OR REPLACE FUNCTION jobrunner.ensure_partitions(ahead integer) RETURNS integer LANGUAGE sql AS 'SELECT 0'": f"""
         function ensure_partitions(integer) was changed: {CHANGED}""",
     "ALTER FUNCTION jobrunner.ensure_partitions SECURITY DEFINER": f"function ensure_partitions(integer) was changed: {CHANGED}",
@@ -50,9 +53,14 @@ BREAKS = {
         table workers is missing
         view v_queues is missing
         view v_workers is missing""",
+    "DROP TABLE jobrunner.worker_runs CASCADE": """
+        table worker_runs is missing
+        view v_worker_runs is missing""",
+    "DROP INDEX jobrunner.workers_pool_slot": "index workers_pool_slot of workers is missing",
     "CREATE TABLE jobrunner.mine (id int PRIMARY KEY, other int UNIQUE)": "table mine is not one of ours",
     "DROP TABLE jobrunner.job_history_default": """
         table job_history has no default partition, so an insert for a day without a partition fails""",
+    "DROP TABLE jobrunner.job_logs_default": "table job_logs has no default partition, so an insert for a day without a partition fails",
     "DROP SCHEMA jobrunner CASCADE": "schema jobrunner is missing",
 }
 

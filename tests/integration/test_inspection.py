@@ -13,6 +13,7 @@ from jobrunner.filters import STATE_WORDS, parse
 from jobrunner.inspection import Count
 from jobrunner.settings import parse_dsn
 from jobrunner.store import Database
+from tests.support.revisions import at_version
 from tests.support.seed import seed
 
 if TYPE_CHECKING:
@@ -323,8 +324,5 @@ def test_status_names_the_problems(connection, database) -> None:
 
 def test_a_schema_that_does_not_fit_is_the_first_problem(connection, database) -> None:
     """An outdated or too new schema is told before anything else."""
-    connection.execute("UPDATE jobrunner.alembic_version SET version_num = '9999'")
-    try:
+    with at_version(connection, "9999"):
         assert inspection.pulse(database).problems[0].code == "schema_too_new"
-    finally:
-        connection.execute("UPDATE jobrunner.alembic_version SET version_num = (SELECT '0001')")

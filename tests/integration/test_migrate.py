@@ -10,15 +10,17 @@ import pytest
 from alembic.script import ScriptDirectory
 from psycopg import sql
 
-from jobrunner import migrate
+from jobrunner import drift, migrate
 from jobrunner.errors import JobrunnerError, SchemaError, SchemaMissing, SchemaOutdated, SchemaTooNew
 from jobrunner.settings import describe_target, parse_dsn
 from tests.support.commands import run
-from tests.support.revisions import directory_with, start_upgrade, use
+from tests.support.revisions import added, directory_with, ours, start_upgrade, use
 from tests.support.waiting import wait_until
 
 PROCESSES = 8
 SECONDS = 60
+HEAD = ours()[-1]
+NEXT, AFTER_NEXT = added(2)
 
 ADD_COLUMN = """
 op.execute("SET LOCAL lock_timeout = '20ms'")
@@ -101,7 +103,7 @@ def test_waiting_upgrades_do_not_hold_up_a_concurrent_index_build(empty_dsn, adm
         gate.execute("SELECT pg_advisory_xact_lock(%s)", (migrate._UPGRADE_LOCK,))
         processes = [start_upgrade(empty_dsn, directory) for _ in range(3)]
         wait_until(lambda: sessions(admin) == 3, timeout=SECONDS, what="all upgrades waiting")
-    assert sorted(outputs(processes)) == ["", "", "0002"]
+    assert sorted(outputs(processes)) == ["", "", NEXT]
 
 
 def test_a_killed_upgrade_leaves_a_whole_revision_and_can_be_run_again(empty_dsn, admin, tmp_path):
@@ -113,13 +115,13 @@ def test_a_killed_upgrade_leaves_a_whole_revision_and_can_be_run_again(empty_dsn
             admin.execute("SELECT FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'").fetchone() is not None
         ),
         timeout=SECONDS,
-        what="in the middle of 0002",
+        what="in the middle of the revision",
     )
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=SECONDS)
-    assert migrate.version(empty_dsn).current == "0001"
+    assert migrate.version(empty_dsn).current == HEAD
     assert admin.execute("SELECT to_regclass('jobrunner.half')").fetchone() == (None,)
-    assert outputs([start_upgrade(empty_dsn, directory_with(tmp_path / "quick", MAKE_TABLE))]) == ["0002"]
+    assert outputs([start_upgrade(empty_dsn, directory_with(tmp_path / "quick", MAKE_TABLE))]) == [NEXT]
     assert migrate.drift(empty_dsn) == ["table half is not one of ours"]
 
 
@@ -136,7 +138,7 @@ def test_an_upgrade_gives_way_to_a_lock_and_tries_again(fresh_dsn, monkeypatch, 
                 report.rollback()
 
         monkeypatch.setattr(migrate, "_pause", pause)
-        assert migrate.upgrade(fresh_dsn) == ("0002",)
+        assert migrate.upgrade(fresh_dsn) == (NEXT,)
     assert len(pauses) == 2
 
 
@@ -149,7 +151,7 @@ def test_an_upgrade_that_is_locked_out_says_by_whom(fresh_dsn, monkeypatch, tmp_
         report.execute("SELECT count(*) FROM jobrunner.jobs")
         with pytest.raises(SchemaError, match=f"after 3 attempts.*pid {report.info.backend_pid}, long-report, idle in transaction since"):
             migrate.upgrade(fresh_dsn)
-    assert migrate.version(fresh_dsn).current == "0001"
+    assert migrate.version(fresh_dsn).current == HEAD
 
 
 def test_a_role_with_short_timeouts_can_upgrade(admin, plain_user, tmp_path):
@@ -159,7 +161,7 @@ def test_a_role_with_short_timeouts_can_upgrade(admin, plain_user, tmp_path):
         admin.execute(sql.SQL("ALTER ROLE {} SET {} = '20ms'").format(sql.Identifier(name), sql.SQL(setting)))
     admin.execute(sql.SQL("CREATE SCHEMA jobrunner AUTHORIZATION {}").format(sql.Identifier(name)))
     directory = directory_with(tmp_path / "migrations", 'op.execute("SELECT pg_sleep(0.1)")')
-    assert outputs([start_upgrade(plain_user, directory)]) == ["0001 0002"]
+    assert outputs([start_upgrade(plain_user, directory)]) == [" ".join([*ours(), NEXT])]
 
 
 def test_a_user_without_rights_is_told_what_is_missing(empty_dsn, plain_user):
@@ -213,9 +215,9 @@ def test_an_outdated_schema_is_refused(fresh_dsn, monkeypatch, tmp_path):
     use(monkeypatch, directory_with(tmp_path / "migrations", MAKE_TABLE, "pass"))
     with pytest.raises(SchemaOutdated) as caught:
         migrate.check(fresh_dsn)
-    assert str(caught.value) == 'schema "jobrunner" is at version 0001, this program needs 0003 (2 migrations to run)'
-    assert migrate.upgrade(fresh_dsn, "0002") == ("0002",)
-    assert migrate.version(fresh_dsn).pending == ("0003",)
+    assert str(caught.value) == f'schema "jobrunner" is at version {HEAD}, this program needs {AFTER_NEXT} (2 migrations to run)'
+    assert migrate.upgrade(fresh_dsn, NEXT) == (NEXT,)
+    assert migrate.version(fresh_dsn).pending == (AFTER_NEXT,)
 
 
 def test_a_newer_schema_is_refused_and_left_alone(fresh_dsn):
@@ -238,6 +240,40 @@ def test_downgrade_to_base_removes_everything(fresh_dsn):
         assert connection.execute("SELECT count(*) FROM pg_class WHERE relname LIKE 'job%' OR relname = 'workers'").fetchone() == (0,)
     assert migrate.upgrade(fresh_dsn)
     assert migrate.drift(fresh_dsn) == []
+
+
+def described(dsn):
+    """Every table, column, constraint, index, view and function of ours, as the server describes it."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        (namespace,) = connection.execute("SELECT to_regnamespace('jobrunner')::oid").fetchall()[0]
+        queries = (drift._RELATIONS, drift._COLUMNS, drift._CONSTRAINTS, drift._INDEXES, drift._VIEWS, drift._FUNCTIONS)
+        return [sorted(connection.execute(query.replace(":namespace", str(namespace))).fetchall(), key=str) for query in queries]
+
+
+@pytest.mark.parametrize("step", range(1, len(ours())), ids=lambda step: ours()[step])
+def test_each_revision_can_be_undone_alone_and_keeps_the_jobs(empty_dsn, admin, step):
+    """One step up and down again leaves the tables, views and functions of before, and the jobs in them."""
+    before, revision = ours()[step - 1], ours()[step]
+    migrate.upgrade(empty_dsn, before)
+    number = admin.execute("INSERT INTO jobrunner.jobs (task) VALUES ('add') RETURNING id").fetchone()
+    expected = described(empty_dsn)
+    assert migrate.upgrade(empty_dsn, revision) == (revision,)
+    assert described(empty_dsn) != expected
+    migrate.downgrade(empty_dsn, before)
+    assert described(empty_dsn) == expected
+    assert admin.execute("SELECT id FROM jobrunner.v_jobs").fetchall() == [number]
+    migrate.upgrade(empty_dsn)
+    assert migrate.drift(empty_dsn) == []
+
+
+@pytest.mark.parametrize("step", range(1, len(ours())), ids=lambda step: ours()[step])
+def test_each_revision_gives_way_to_a_reader(empty_dsn, monkeypatch, step):
+    """A report that holds the table of jobs is not waited for longer than the lock_timeout; when it has ended, the revision runs."""
+    migrate.upgrade(empty_dsn, ours()[step - 1])
+    with psycopg.connect(empty_dsn) as report:
+        report.execute("SELECT count(*) FROM jobrunner.jobs")
+        monkeypatch.setattr(migrate, "_pause", lambda _: report.rollback())
+        assert migrate.upgrade(empty_dsn, ours()[step]) == (ours()[step],)
 
 
 def test_downgrade_keeps_what_is_not_ours(fresh_dsn):

@@ -1,30 +1,24 @@
-"""What the tables refuse by themselves, and how their daily partitions are made."""
+"""What the tables refuse by themselves."""
 
 from __future__ import annotations
 
-import threading
-from datetime import timedelta
-
-import psycopg
 import pytest
 from psycopg.errors import CheckViolation, NotNullViolation, UniqueViolation
 
-from jobrunner import migrate, schema
-from tests.support.waiting import wait_until
+from jobrunner import migrate
 
 RUNNING = {"state": "'running'", "worker_id": "1", "claimed_at": "now()", "lease": "1"}
 FINISHED = """
 INSERT INTO jobrunner.job_history (id, task, args, queue, priority, tags, created_at, run_at, state, lease, attempt, max_attempts,
     backoff, backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, finished_at)
 SELECT id, task, args, queue, priority, tags, created_at, run_at, {state}, lease, attempt, max_attempts,
-    backoff, backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, {finished_at}
+    backoff, backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, now()
 FROM jobrunner.jobs LIMIT 1
-RETURNING tableoid::regclass::text
 """
 ATTEMPT = "INSERT INTO jobrunner.job_attempts (job_id, attempt, lease, task, queue, outcome) VALUES (1, 1, 1, 'add', 'default', {})"
 WORKER = """
-INSERT INTO jobrunner.workers (name, host, pid, kind, version, queues, tasks, slots, lease_expires_at)
-VALUES ('w', 'h', 1, {}, '0', '{{}}', '{{}}', 1, now())
+INSERT INTO jobrunner.workers (name, host, pid, kind, version, queues, tasks, slots, lease_expires_at, pool, pool_slot)
+VALUES ('w', 'h', 1, {}, '0', '{{}}', '{{}}', 1, now(), {}, {})
 """
 
 
@@ -32,31 +26,6 @@ def insert(connection, **values):
     """Insert a job whose columns are these SQL expressions."""
     values = {"task": "'add'", **values}
     connection.execute(f"INSERT INTO jobrunner.jobs ({', '.join(values)}) VALUES ({', '.join(values.values())})")
-
-
-def finish(connection, finished_at="now()", state="'succeeded'"):
-    """Insert a history row that ended then; returns the partition it is in."""
-    if connection.execute("SELECT FROM jobrunner.jobs").fetchone() is None:
-        insert(connection)
-    return connection.execute(FINISHED.format(finished_at=finished_at, state=state)).fetchone()[0].removeprefix("jobrunner.")
-
-
-def day(connection, days=0):
-    """The name that a partition of history has for today, or so many days later."""
-    return connection.execute(
-        "SELECT 'job_history_' || to_char((now() AT TIME ZONE 'UTC') + %s, 'YYYYMMDD')", (timedelta(days),)
-    ).fetchone()[0]
-
-
-def detach_today(connection):
-    """Take the state of a database that nobody kept for days: no partition for today."""
-    for parent in schema.PARTITIONED:
-        connection.execute(f"DROP TABLE jobrunner.{day(connection).replace('job_history', parent)}")
-
-
-def ensure(connection, ahead=7):
-    """How many partitions were made."""
-    return connection.execute("SELECT jobrunner.ensure_partitions(%s)", (ahead,)).fetchone()[0]
 
 
 @pytest.mark.matrix
@@ -95,6 +64,22 @@ def test_the_tables_are_those_of_the_program(dsn):
         ("jobs_backoff_range", {"backoff_jitter": "'NaN'"}),
         ("jobs_time_limit", {"time_limit": "'0'"}),
         ("jobs_time_limit", {"time_limit": "'-1 s'"}),
+        *[
+            ("jobs_limits", {column: value})
+            for column, values in {
+                "soft_time_limit": ("'0'", "'-1 s'"), "cpu_limit": ("'0'", "'-1 s'"), "memory_limit": ("0", "-1"), "output_limit": ("-1",),
+                "max_processes": ("0", "-1"),
+            }.items()
+            for value in values
+        ],
+        ("jobs_limits", {"soft_time_limit": "'1 s'", "cpu_limit": "'1 s'", "memory_limit": "1", "output_limit": "0", "max_processes": "0"}),
+        ("jobs_soft_below_hard", {"soft_time_limit": "'61 s'", "time_limit": "'1 minute'"}),
+        ("jobs_memory_on_retry", {"memory_limit_on_retry": "0.9"}),
+        ("jobs_memory_on_retry", {"memory_limit_on_retry": "1001"}),
+        ("jobs_memory_on_retry", {"memory_limit_on_retry": "'NaN'"}),
+        ("jobs_progress", {"progress": "-0.1"}),
+        ("jobs_progress", {"progress": "1.1"}),
+        ("jobs_progress", {"progress": "'NaN'"}),
         ("jobs_run_at", {"run_at": "'infinity'"}),
         ("jobs_run_at", {"run_at": "'-infinity'"}),
         ("jobs_run_at", {"run_at": "'9999-01-01 00:00+00'"}),
@@ -128,6 +113,7 @@ def test_shapes_that_are_right(connection):
     insert(connection)
     insert(connection, **RUNNING)
     insert(connection, **RUNNING, started_at="now()", cancel_requested_at="now()")
+    insert(connection, soft_time_limit="'1 minute'", time_limit="'1 minute'", output_limit="0", max_processes="1", memory_limit_on_retry="2")
     assert connection.execute("SELECT DISTINCT args, queue, priority, tags, attempt FROM jobrunner.jobs").fetchall() == [
         ({}, "default", 0, [], 0)
     ]
@@ -142,109 +128,26 @@ def test_a_unique_key_counts_per_task_among_live_jobs(connection):
     with pytest.raises(UniqueViolation) as caught:
         insert(connection, **RUNNING, unique_key="'k'")
     assert caught.value.diag.constraint_name == "jobs_unique"
+    connection.execute(FINISHED.format(state="'succeeded'"))
     connection.execute("DELETE FROM jobrunner.jobs")
-    finish(connection)
     insert(connection, unique_key="'k'")
 
 
 @pytest.mark.parametrize(
     ("constraint", "statement"),
     [
-        ("job_history_state", FINISHED.format(state="'running'", finished_at="now()")),
-        ("job_history_state", FINISHED.format(state="'queued'", finished_at="now()")),
+        ("job_history_state", FINISHED.format(state="'running'")),
+        ("job_history_state", FINISHED.format(state="'queued'")),
         ("job_attempts_outcome", ATTEMPT.format("'succeeded'")),
-        ("workers_kind", WORKER.format("'thread'")),
+        ("workers_kind", WORKER.format("'thread'", "NULL", "NULL")),
+        ("workers_pool", WORKER.format("'cron'", "'nightly'", "NULL")),
+        ("workers_pool", WORKER.format("'cron'", "NULL", "1")),
+        ("workers_pool", WORKER.format("'cron'", "'nightly'", "0")),
     ],
 )
 def test_words_that_are_not_in_the_list_are_refused(connection, constraint, statement):
-    """A state, an outcome or a kind of worker that does not exist is refused: a success is no row of job_attempts."""
+    """A state, an outcome or a kind of worker that does not exist is refused, and half a slot of a pool: a success is no row of job_attempts."""
     insert(connection)
     with pytest.raises(CheckViolation) as caught:
         connection.execute(statement)
     assert caught.value.diag.constraint_name == constraint
-
-
-def test_partitions_are_made_ahead(fresh_dsn):
-    """From yesterday to `ahead` days from now there is a partition a day for history and attempts, and a second call makes none."""
-    with psycopg.connect(fresh_dsn, autocommit=True) as connection:
-        assert ensure(connection, 7) == 0
-        assert ensure(connection, 10) == 2 * 3
-        assert ensure(connection, 10) == 0
-        assert [finish(connection, f"now() + interval '{days} days'") for days in (-1, 0, 10)] == [day(connection, n) for n in (-1, 0, 10)]
-        assert migrate.drift(fresh_dsn) == []
-
-
-def test_a_day_ends_in_utc(fresh_dsn):
-    """The partition of an instant does not depend on anybody's time zone."""
-    with psycopg.connect(fresh_dsn, autocommit=True) as connection:
-        today = day(connection)
-        connection.execute("SET TIME ZONE 'Pacific/Auckland'")
-        assert finish(connection, "date_trunc('day', now(), 'UTC')") == today
-        assert finish(connection, "date_trunc('day', now(), 'UTC') + interval '1 day' - interval '1 us'") == today
-        assert ensure(connection, 7) == 0
-
-
-def test_a_far_day_lands_in_the_default_partition(fresh_dsn):
-    """An insert never fails for want of a partition."""
-    with psycopg.connect(fresh_dsn, autocommit=True) as connection:
-        assert finish(connection, "now() + interval '400 days'") == "job_history_default"
-        assert finish(connection, "now() - interval '400 days'") == "job_history_default"
-
-
-def test_rows_move_out_of_the_default_partition(fresh_dsn):
-    """When a day gets its partition, the rows that waited in the default one are in it, and those of other days stay."""
-    with psycopg.connect(fresh_dsn, autocommit=True) as connection:
-        detach_today(connection)
-        assert finish(connection) == "job_history_default"
-        finish(connection, "now() + interval '400 days'")
-        assert ensure(connection) == 2
-        rows = connection.execute("SELECT tableoid::regclass::text, count(*) FROM jobrunner.job_history GROUP BY 1 ORDER BY 1").fetchall()
-        assert rows == [(f"jobrunner.{day(connection)}", 1), ("jobrunner.job_history_default", 1)]
-
-
-def test_a_row_that_commits_meanwhile_does_not_stop_the_partition(fresh_dsn):
-    """An insert into the default partition that commits while its day gets a partition is waited for, and moved as well."""
-    with psycopg.connect(fresh_dsn, autocommit=True) as connection, psycopg.connect(fresh_dsn) as finisher:
-        detach_today(connection)
-        finish(finisher)
-        made = []
-        with psycopg.connect(fresh_dsn, autocommit=True) as other:
-            maker = threading.Thread(target=lambda: made.append(ensure(other)))
-            maker.start()
-            pid = other.info.backend_pid
-            wait_until(
-                lambda: connection.execute("SELECT cardinality(pg_blocking_pids(%s)) > 0", (pid,)).fetchone() == (True,),
-                timeout=30,
-                what="the partition waiting for the insert",
-            )
-            finisher.commit()
-            maker.join()
-        assert made == [2]
-        assert connection.execute("SELECT tableoid::regclass::text FROM jobrunner.job_history").fetchall() == [
-            (f"jobrunner.{day(connection)}",)
-        ]
-
-
-def test_many_make_partitions_at_once(fresh_dsn):
-    """Of four sessions that make the same days at once, each is made once and nobody fails."""
-    with psycopg.connect(fresh_dsn) as gate:
-        gate.execute("SELECT pg_advisory_xact_lock(hashtextextended('jobrunner.ensure_partitions', 0))")
-        made: list[int] = []
-
-        def make() -> None:
-            with psycopg.connect(fresh_dsn, autocommit=True) as connection:
-                made.append(ensure(connection, 12))
-
-        makers = [threading.Thread(target=make) for _ in range(4)]
-        for maker in makers:
-            maker.start()
-        with psycopg.connect(fresh_dsn, autocommit=True) as watch:
-            wait_until(
-                lambda: watch.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone() == (4,),
-                timeout=30,
-                what="four sessions at the gate",
-            )
-        gate.rollback()
-        for maker in makers:
-            maker.join()
-    assert sorted(made) == [0, 0, 0, 10]

@@ -11,7 +11,7 @@ VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "met
 TAGS = {
     "html", "head", "meta", "title", "link", "body", "a", "svg", "symbol", "circle", "path", "rect", "use", "g", "text", "header", "nav", "span",
     "div", "p", "strong", "main", "footer", "time", "h1", "h2", "form", "label", "input", "button", "table", "thead", "tbody", "tr", "th", "td",
-    "code", "pre", "small", "section", "dl", "dt", "dd", "details", "summary", "meter",
+    "code", "pre", "small", "section", "dl", "dt", "dd", "details", "summary", "meter", "progress", "ul", "ol", "li",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ It must not change the checkout's own `migrations/`.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from jobrunner import migrate
 from tests.support.commands import clean_environment
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
     import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,15 +51,35 @@ print(*migrate.upgrade(sys.argv[1]))
 """
 
 
+def ours() -> list[str]:
+    """The revisions of the checkout, oldest first."""
+    return sorted(path.name[:4] for path in (ROOT / "migrations" / "versions").glob("[0-9]*.py"))
+
+
+def added(count: int) -> list[str]:
+    """The numbers of so many revisions behind ours."""
+    return [f"{int(ours()[-1]) + number:04}" for number in range(1, count + 1)]
+
+
 def directory_with(place: Path, *bodies: str) -> Path:
-    """A copy of the migrations with one more revision for each body, numbered 0002 and on."""
+    """A copy of the migrations with one more revision for each body, numbered as `added` says."""
     place = Path(shutil.copytree(ROOT / "migrations", place, ignore=shutil.ignore_patterns("__pycache__")))
-    for number, body in enumerate(bodies, 2):
-        text = REVISION.format(
-            number=f"{number:04}", before=f"{number - 1:04}", body="\n".join(f"    {line}" for line in body.splitlines())
-        )
-        (place / "versions" / f"{number:04}_pre_more.py").write_text(text)
+    before = ours()[-1]
+    for number, body in zip(added(len(bodies)), bodies, strict=True):
+        text = REVISION.format(number=number, before=before, body="\n".join(f"    {line}" for line in body.splitlines()))
+        (place / "versions" / f"{number}_pre_more.py").write_text(text)
+        before = number
     return place
+
+
+@contextlib.contextmanager
+def at_version(connection: psycopg.Connection[tuple[object, ...]], number: str) -> Iterator[None]:
+    """The database says for the length of the block that its schema has this version; the tables stay as they are."""
+    connection.execute("UPDATE jobrunner.alembic_version SET version_num = %s", (number,))
+    try:
+        yield
+    finally:
+        connection.execute("UPDATE jobrunner.alembic_version SET version_num = %s", (ours()[-1],))
 
 
 def use(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:

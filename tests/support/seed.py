@@ -38,6 +38,15 @@ TRACEBACK = """Traceback (most recent call last):
 shop.http.UpstreamTimeout: no answer from api.mail.example in 30 s
 """
 
+LOGGED = (
+    (10, "httpx", "connect_tcp.started host='api.mail.example' port=443"),
+    (20, "shop.mail", "sending the welcome to ana@example.com"),
+    (20, "", "printed by the task: 3 of 10"),
+    (30, "shop.mail", "slow answer: 2.3 s"),
+    (40, "shop.http", f"no answer from api.mail.example in 30 s\n{TRACEBACK.rstrip()}"),
+    (50, "shop.mail", "giving up"),
+)
+
 TASKS: tuple[tuple[str, str, dict[str, Any], Any], ...] = (
     ("send_welcome", "mail", {"user_id": 4711}, "sent"),
     ("mail.newsletter", "mail", {"list": "spring-2026", "batch": 17, "locale": "de_DE"}, {"sent": 500, "bounced": 3}),
@@ -67,7 +76,39 @@ def seed(connection: psycopg.Connection[Any], finished: int = 3_000, *, alive: b
         _attempts(connection, job_id, task, queue, finished_at, workers[0])
     ids = _live(connection, now, workers, alive=alive)
     newest = connection.execute("SELECT state, max(id) FROM jobrunner.job_history GROUP BY state").fetchall()
-    return ids | {state: int(job_id) for state, job_id in newest}
+    ids |= {state: int(job_id) for state, job_id in newest}
+    _what_they_say(connection, ids)
+    return ids
+
+
+def _what_they_say(connection: psycopg.Connection[Any], ids: dict[str, int]) -> None:
+    """Limits, progress, a checkpoint, what it cost, what workers run now; and logs of some jobs."""
+    connection.execute(
+        "UPDATE jobrunner.jobs SET soft_time_limit = '50 s', time_limit = '1 minute', cpu_limit = '40 s', memory_limit = 256000000, "
+        "memory_limit_on_retry = 2, output_limit = 1000000, max_processes = 4, progress = 0.4, progress_text = 'page 4 of 10' "
+        "WHERE id = ANY (%s)",
+        ([ids["retrying"], ids.get("running", 0)],),
+    )
+    connection.execute("UPDATE jobrunner.jobs SET checkpoint = %s WHERE id = %s", (Jsonb({"page": 4, "after": "globex-0817"}), ids["retrying"]))
+    connection.execute(
+        "UPDATE jobrunner.job_attempts SET exit_cause = 'memory', peak_memory = 131000000 WHERE job_id = %s AND attempt = 1", (ids["retrying"],)
+    )
+    connection.execute("UPDATE jobrunner.job_history SET peak_memory = 48000000 + id % 7 * 9000000 WHERE started_at IS NOT NULL")
+    connection.execute("UPDATE jobrunner.workers SET pool = 'nightly', pool_slot = 1 WHERE kind = 'cron'")
+    connection.execute(
+        "UPDATE jobrunner.workers w SET claimed_count = succeeded_count + failed_count + crashed_count + 3, memory_bytes = rss_bytes + 210000000, "
+        "running = (SELECT jsonb_agg(jsonb_build_object('slot', slot, 'job', id, 'task', task, 'attempt', attempt, "
+        "'seconds', round(extract(epoch FROM now() - started_at), 1), 'memory', 81000000 + 7000000 * slot)) "
+        "FROM (SELECT j.*, row_number() OVER (ORDER BY id) AS slot FROM jobrunner.jobs j WHERE j.worker_id = w.id) AS held)"
+    )
+    levels, loggers, messages = zip(*LOGGED, strict=True)
+    connection.execute(
+        "INSERT INTO jobrunner.job_logs (job_id, lease, line, attempt, logged_at, level, logger, message) "
+        "SELECT j.id, a.lease, l.line, a.lease, j.created_at + a.lease * interval '300 ms' + l.line * interval '40 ms', l.level, l.logger, l.message "
+        "FROM jobrunner.v_jobs j, generate_series(1, j.lease) AS a (lease), "
+        "unnest(%s::smallint[], %s::text[], %s::text[]) WITH ORDINALITY AS l (level, logger, message, line) WHERE j.id = ANY (%s)",
+        (list(levels), list(loggers), list(messages), [ids[kind] for kind in ("running", "failed", "retrying") if kind in ids]),
+    )
 
 
 def _workers(connection: psycopg.Connection[Any], now: datetime, *, alive: bool) -> list[int]:

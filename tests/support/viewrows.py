@@ -80,6 +80,20 @@ class Rows:
             "job_id",
         )
 
+    def log(self, job_id: int, message: str, **columns: object) -> None:
+        """A line that an attempt logged."""
+        self._insert(
+            "job_logs", {"job_id": job_id, "lease": 1, "line": 1, "attempt": 1, "level": 20, "logger": "shop", "message": message, **columns}, "job_id"
+        )
+
+    def run(self, name: str, **columns: object) -> int:
+        """What is on record about a worker that left."""
+        values = {
+            "worker_id": 1, "name": name, "host": "web-1", "pid": 311, "kind": "cron", "version": "0.1.0", "started_at": "=now()",
+            "reason": "done", "succeeded_count": 0, "failed_count": 0, "crashed_count": 0, **columns,
+        }  # fmt: skip
+        return self._insert("worker_runs", values, "id")
+
     def _insert(self, table: str, values: dict[str, object], key: str) -> int:
         marks, given = _marks(values)
         statement = sql.SQL("INSERT INTO {} ({}) VALUES ({}) RETURNING {}").format(

@@ -24,11 +24,12 @@ def job(**changes) -> JobDetail:
     row = JobRow(
         id=1, task="t", queue="q", state="queued", priority=0, attempt=0, max_attempts=5, created_at=NOON - timedelta(minutes=1),
         run_at=NOON - timedelta(minutes=1), started_at=None, finished_at=None, wait=timedelta(minutes=1), run=None, args_excerpt="{}",
-        error_type=None, error=None, worker_id=None,
+        error_type=None, error=None, worker_id=None, progress=None, progress_text=None, peak_memory=None,
     )  # fmt: skip
     detail = JobDetail(
-        job=row, args="{}", result=None, meta=None, tags=(), parent_id=None, unique_key=None, error=None, error_at=None, crash_count=0,
-        max_crashes=3, time_limit=None, backoff="constant", lease=0, claimed_at=None, cancel_requested_at=None, cpu=None, worker=None,
+        job=row, args="{}", result=None, meta=None, checkpoint=None, tags=(), parent_id=None, unique_key=None, error=None, error_at=None,
+        crash_count=0, max_crashes=3, time_limit=None, soft_time_limit=None, cpu_limit=None, memory_limit=None, memory_limit_on_retry=None,
+        output_limit=None, max_processes=None, progress_text=None, backoff="constant", lease=0, claimed_at=None, cancel_requested_at=None, cpu=None, worker=None,
         attempts=(), attempts_left_out=False, waiting_reason=None, at=NOON,
     )  # fmt: skip
     of_row = {name: changes.pop(name) for name in list(changes) if hasattr(row, name)}
@@ -39,7 +40,7 @@ def attempt(number: int, start: datetime, end: datetime, outcome: str = "retried
     """An ended run."""
     return AttemptRow(
         attempt=number, lease=number, outcome=outcome, started_at=start, finished_at=end, run=end - start, cpu=None, worker_id=1, worker="w",
-        error_type="ValueError", message="no", traceback=None, fingerprint=None, exit_cause="exception",
+        error_type="ValueError", message="no", traceback=None, fingerprint=None, exit_cause="exception", peak_memory=None,
     )  # fmt: skip
 
 
