@@ -5,7 +5,7 @@ It must not cost the database more than a page does: three statements, each boun
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import sqlalchemy as sa
@@ -15,16 +15,18 @@ from jobrunner.filters import FinishedWord, JobFilter, LiveWord
 from jobrunner.inspection.lists import MAX_LIMIT, matching, page_statements
 from jobrunner.inspection.overview import QUEUE_SAMPLE, read_queues, read_workers
 from jobrunner.inspection.reading import reading
-from jobrunner.inspection.recent import ErrorGroup, Lately, read_error_groups, read_lately
+from jobrunner.inspection.recent import read_error_groups, read_lately
 from jobrunner.inspection.rows import LIVE_COLUMNS, job_row
-from jobrunner.inspection.values import JobRow, QueueRow, WorkerRow
 from jobrunner.schema import jobs as live
 from jobrunner.schema import workers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from jobrunner.inspection.reading import Reader
+    from jobrunner.inspection.recent import ErrorGroup, Lately
+    from jobrunner.inspection.values import JobRow, QueueRow, WorkerRow
     from jobrunner.store import Database
 
 View = Literal["running", "ready", "failed", "errors", "workers"]
@@ -42,13 +44,14 @@ class Glance:
 
     Attributes:
         lately: throughput, and who is at it now.
-        view: which list `items` is.
-        items: `running`: the longest running first. `ready`: due jobs, those that are taken next first, among the 10,000 that come
-            first in each queue and priority. `failed`: failed and quarantined ones, the newest first. `errors`: groups of the last
-            hour, the most frequent first. `workers`: the live ones first.
-        worker_names: of the workers in `items`, by id.
+        view: which list was asked for; the lists of the others are empty.
+        jobs: `running`: the longest running first. `ready`: due ones, those that are taken next first, with a filter among the 10,000
+            that come first in each queue and priority. `failed`: failed and quarantined ones, the newest first.
+        errors: groups of the last hour, the most frequent first.
+        workers: those that are alive, then lost ones, then those that stopped last.
+        worker_names: of those that run `jobs`, by id.
         more: whether there are more than were asked for.
-        trouble: why `items` is empty although there may be some: the list took too long.
+        trouble: why the list is empty although there may be something: it took too long.
         at: the database's time of the answer.
     """
 
@@ -56,9 +59,11 @@ class Glance:
     lately: Lately
     queues: tuple[QueueRow, ...]
     view: View
-    items: tuple[JobRow, ...] | tuple[ErrorGroup, ...] | tuple[WorkerRow, ...]
-    worker_names: dict[int, str]
-    more: bool
+    jobs: tuple[JobRow, ...] = ()
+    errors: tuple[ErrorGroup, ...] = ()
+    workers: tuple[WorkerRow, ...] = ()
+    worker_names: Mapping[int, str] = field(default_factory=dict)
+    more: bool = False
     trouble: QueryTimeout | None = None
 
 
@@ -80,25 +85,25 @@ def glance(database: Database, view: View = "running", filter: JobFilter | None 
     try:
         with reading(database) as reader:
             queues, lately = read_queues(reader), read_lately(reader)
-            seen = Glance(reader.at, lately, queues, view, (), {}, more=False)
+            seen = Glance(reader.at, lately, queues, view)
             # The list comes last: when its statement is ended by the server, nothing that was read before is lost.
-            found, names = _read(reader, view, wanted, size + 1)
+            return _with_list(seen, reader, wanted, size)
     except QueryTimeout as error:
         if seen is None:
             raise
         return replace(seen, trouble=error)
-    return replace(seen, items=found[:size], worker_names=names, more=len(found) > size)
 
 
-def _read(reader: Reader, view: View, wanted: JobFilter, limit: int) -> tuple[tuple[Any, ...], dict[int, str]]:
-    if view == "workers":
-        return _matching_workers(read_workers(reader, STOPPED_WORKERS), wanted), {}
-    if view == "errors":
-        return read_error_groups(reader, wanted, limit), {}
-    statement = list_statement(view, wanted, limit)
+def _with_list(seen: Glance, reader: Reader, wanted: JobFilter, limit: int) -> Glance:
+    if seen.view == "workers":
+        return replace(seen, workers=_matching_workers(read_workers(reader, STOPPED_WORKERS), wanted))
+    if seen.view == "errors":
+        groups = read_error_groups(reader, wanted, limit + 1)
+        return replace(seen, errors=groups[:limit], more=len(groups) > limit)
+    statement = list_statement(seen.view, wanted, limit + 1)
     rows = [] if statement is None else reader.connection.execute(statement).all()
-    names = {row.worker_id: row.worker for row in rows if row.worker is not None} if view == "running" else {}
-    return tuple(job_row(row) for row in rows), names
+    names = {row.worker_id: row.worker for row in rows if row.worker} if seen.view == "running" else {}
+    return replace(seen, jobs=tuple(job_row(row) for row in rows[:limit]), worker_names=names, more=len(rows) > limit)
 
 
 def list_statement(view: View, wanted: JobFilter, limit: int) -> sa.Select[Any] | None:

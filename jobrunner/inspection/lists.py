@@ -110,7 +110,8 @@ def count_states(database: Database, filter: JobFilter | None = None) -> dict[St
 def _count_live_states(connection: sa.Connection, wanted: JobFilter) -> dict[StateWord, Count]:
     """One pass over the waiting jobs, which ends after LIVE_SAMPLE rows: a rare state has no index of its own to count by."""
     waiting: tuple[LiveWord, ...] = ("queued", "scheduled", "retrying")
-    sample = sa.select(live.c.state, live.c.attempt, live.c.run_at).where(_QUEUED, *matching(live, wanted)).limit(LIVE_SAMPLE + 1).subquery()
+    columns = (live.c.state, live.c.attempt, live.c.run_at)
+    sample = sa.select(*columns).where(_QUEUED, *matching(live, wanted)).limit(LIVE_SAMPLE + 1).subquery()
     counts = [sa.func.count().filter(*_live_word(sample.c)[word]).label(word) for word in waiting]
     running = _capped_count(wanted.with_state("running"), wanted.with_state("running")).label("running")
     row = connection.execute(sa.select(*counts, sa.func.count().label("looked_at"), running)).one()._mapping  # noqa: SLF001  its public name

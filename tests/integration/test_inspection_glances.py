@@ -13,8 +13,9 @@ from jobrunner.errors import QueryTimeout
 from jobrunner.filters import parse
 from jobrunner.inspection import Count, glance, recent
 from jobrunner.settings import parse_dsn
+from jobrunner.states import State
 from jobrunner.store import Database
-from tests.support.rows import Scene, State
+from tests.support.rows import Scene
 from tests.support.seed import seed
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def finish(scene, count, *, ago, state="succeeded", queue="default", run_ms=10, 
     )
 
 
-def go_wrong(scene, job_id, *, fingerprint="f1", error_type="ValueError", message="bad", cause="exception", ago=1, task="t", outcome="retried") -> None:
+def go_wrong(
+    scene, job_id, *, fingerprint="f1", error_type="ValueError", message="bad", cause="exception", ago=1, task="t", outcome="retried"
+) -> None:
     """An attempt that did not succeed."""
     scene.execute(
         "INSERT INTO jobrunner.job_attempts (job_id, attempt, lease, task, queue, finished_at, outcome, error_type, message, fingerprint,"
@@ -59,7 +62,7 @@ def go_wrong(scene, job_id, *, fingerprint="f1", error_type="ValueError", messag
 
 def ids(database, view, text="", **options) -> list[int]:
     """The jobs of a list."""
-    return [job.id for job in glance(database, view, parse(text), **options).items]
+    return [job.id for job in glance(database, view, parse(text), **options).jobs]
 
 
 def test_throughput_is_told_by_minute_and_queue(scene, database) -> None:
@@ -86,6 +89,8 @@ def test_percentiles_are_of_what_ran(scene, database) -> None:
     finish(scene, 2, ago=5, run_ms=9_000, wait_ms=700)
     finish(scene, 50, ago=5, state="cancelled", run_ms=None, wait_ms=None)
     found = glance(database).lately.throughput
+    assert found.run
+    assert found.wait
     milliseconds = [[value.total_seconds() * 1000 for value in (each.p50, each.p95, each.p99)] for each in (found.run, found.wait)]
     assert milliseconds == [[100, 2_000, 9_000], [1, 50, 700]]
     assert found.ended == 150
@@ -130,9 +135,10 @@ def test_running_jobs_begin_with_the_one_that_runs_longest(scene, database) -> N
     old = scene.job(State.RUNNING, worker_id=worker, claimed_at="=now() - interval '9 s'", started_at="=now() - interval '8 s'")
     scene.job(State.QUEUED)
     found = glance(database, "running")
-    assert [job.id for job in found.items] == [old, young]
+    assert [job.id for job in found.jobs] == [old, young]
     assert found.worker_names == {worker: "w"}
-    assert found.items[0].run >= timedelta(seconds=8)
+    assert found.jobs[0].run
+    assert found.jobs[0].run >= timedelta(seconds=8)
     assert ids(database, "running", "queue:mail") == [young]
     assert ids(database, "running", "state:queued") == []
     assert ids(database, "running", limit=1) == [old]
@@ -162,9 +168,9 @@ def test_failed_jobs_are_the_newest_first(scene, database) -> None:
     finish(scene, 1, ago=30, state="quarantined", queue="mail")
     finish(scene, 3, ago=1, state="cancelled")
     finish(scene, 3, ago=1)
-    assert [job.state for job in glance(database, "failed").items] == ["quarantined", "failed", "failed"]
-    assert [job.state for job in glance(database, "failed", parse("queue:mail")).items] == ["quarantined"]
-    assert [job.state for job in glance(database, "failed", parse("state:failed")).items] == ["failed", "failed"]
+    assert [job.state for job in glance(database, "failed").jobs] == ["quarantined", "failed", "failed"]
+    assert [job.state for job in glance(database, "failed", parse("queue:mail")).jobs] == ["quarantined"]
+    assert [job.state for job in glance(database, "failed", parse("state:failed")).jobs] == ["failed", "failed"]
 
 
 def test_errors_are_grouped_by_what_and_where(scene, database) -> None:
@@ -176,14 +182,14 @@ def test_errors_are_grouped_by_what_and_where(scene, database) -> None:
     go_wrong(scene, 4, fingerprint="f2", error_type="KeyError", message="'sku'", ago=3_700)
     go_wrong(scene, 5, outcome="snoozed")
     go_wrong(scene, 5, outcome="released", cause="deploy")
-    first, *rest = glance(database, "errors").items
+    first, *rest = glance(database, "errors").errors
     assert (first.fingerprint, first.error_type, first.exit_cause) == ("f1", "ValueError", None)
     assert (first.events, first.jobs, first.tasks, first.task) == (Count(3), Count(2), 2, "t2")
     assert (first.message, first.job_id) == ("bad 2", 2)
     assert (first.last_at - first.first_at).total_seconds() == pytest.approx(20, abs=5)
     assert {(group.error_type, group.exit_cause, group.job_id) for group in rest} == {(None, "signal 9", 3), ("KeyError", None, 4)}
-    assert [group.job_id for group in glance(database, "errors", parse("task:t1")).items] == [1]
-    assert [group.job_id for group in glance(database, "errors", parse("id:4")).items] == [4]
+    assert [group.job_id for group in glance(database, "errors", parse("task:t1")).errors] == [1]
+    assert [group.job_id for group in glance(database, "errors", parse("id:4")).errors] == [4]
 
 
 def test_groups_of_more_errors_than_are_looked_at_are_lower_bounds(scene, database, monkeypatch) -> None:
@@ -191,15 +197,15 @@ def test_groups_of_more_errors_than_are_looked_at_are_lower_bounds(scene, databa
     monkeypatch.setattr(recent, "ERROR_SAMPLE", 5)
     for number in range(8):
         go_wrong(scene, number + 1, ago=number)
-    (group,) = glance(database, "errors").items
+    (group,) = glance(database, "errors").errors
     assert (group.events, group.job_id) == (Count(5, exact=False), 1)
 
 
 def test_workers_are_filtered_by_what_they_serve(connection, database) -> None:
     """By queue and task that a live worker serves; stopped ones come last."""
     seed(connection, 20)
-    assert [row.state for row in glance(database, "workers").items] == ["alive", "alive", "stopped", "stopped", "lost"]
-    names = {row.name for row in glance(database, "workers", parse("queue:media")).items}
+    assert [row.state for row in glance(database, "workers").workers] == ["alive", "alive", "stopped", "stopped", "lost"]
+    names = {row.name for row in glance(database, "workers", parse("queue:media")).workers}
     assert names == {"worker-1@web-1"}
 
 
@@ -222,6 +228,6 @@ def test_a_list_that_takes_too_long_leaves_the_rest(connection, database, monkey
     monkeypatch.setattr("jobrunner.inspection.glances.reading", lambda database: inspection.reading(database, timedelta(milliseconds=200)))
     found = glance(database, "ready")
     assert isinstance(found.trouble, QueryTimeout)
-    assert found.items == ()
+    assert found.jobs == ()
     assert found.queues
     assert found.lately.throughput.ended
