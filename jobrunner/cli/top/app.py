@@ -5,20 +5,25 @@ It must not block on the database: looks, details and verbs run in threads, so t
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import signal
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+import click
 from rich.text import Text
 from textual.app import App
 from textual.binding import Binding
 from textual.containers import Vertical
 from textual.widgets import DataTable, Input, Static
 
+from jobrunner.cli.failures import Code, Terminated
 from jobrunner.cli.shared import shared
 from jobrunner.cli.top import lists
 from jobrunner.cli.top.dialogs import Confirm, Details, Help
 from jobrunner.cli.top.drawing import ASCII, UNICODE, line
-from jobrunner.cli.top.frame import LEAST_WIDTH, Setting, header, laid_out, panels, tabs
+from jobrunner.cli.top.frame import LEAST_WIDTH, Setting, below, header, laid_out, panels, tabs
 from jobrunner.cli.top.verbs import Refused, Verbs
 from jobrunner.cli.top.watching import Wanted, Watcher
 from jobrunner.errors import InvalidFilter
@@ -50,6 +55,10 @@ def run(database: Database, wanted: Wanted, dsn: Dsn, interval: float) -> None:
         top.run()
     finally:
         top.verbs.close()
+    if top.return_code:  # a bug of ours: Textual has printed it
+        click.get_current_context().exit(Code.BUG)
+    if top.terminated:
+        raise Terminated
     if top.watcher.failure is not None:
         raise top.watcher.failure
 
@@ -91,25 +100,30 @@ class Top(App[None]):
         self.verbs = Verbs(dsn)
         self.watcher = Watcher(database, wanted, interval, self._seen)
         self.pauses = False
+        self.terminated = False
         self.rows: list[Row] = []
+        self.head, self.panels, self.tabs, self.notice = (Static(id=name) for name in ("header", "panels", "tabs", "notice"))
         self.table: DataTable[Text] = DataTable(id="list", cursor_type="row", show_header=True)
+        self.asked = Input(id="filter", placeholder="queue:mail task:etl.*  (enter applies, nothing shows all, esc leaves it)")
         self.marks: Marks = ASCII if self.console.options.ascii_only else UNICODE
 
     def compose(self) -> ComposeResult:
         """Header, panels, the names of the lists, the list, a line for filter and answers."""
         with Vertical():
-            yield Static(id="header")
-            yield Static(id="panels")
-            yield Static(id="tabs")
-            yield self.table
-            yield Static(id="notice")
-            yield Input(id="filter", placeholder="queue:mail task:etl.*  (enter applies, nothing shows all, esc leaves it)")
+            yield from (self.head, self.panels, self.tabs, self.table, self.notice, self.asked)
 
     def on_mount(self) -> None:
         """Begin to look."""
         self.table.focus()
+        # The handler of the command line raises where the signal finds it, which is in the middle of the loop: here it leaves in order.
+        with contextlib.suppress(RuntimeError, ValueError):  # only the main thread has signals, and tests may run in another
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._terminate)
         self.watcher.start()
         self.set_interval(_TICK, self.draw_above)
+
+    def _terminate(self) -> None:
+        self.terminated = True
+        self.exit()
 
     def on_unmount(self) -> None:
         """Look no more."""
@@ -127,7 +141,7 @@ class Top(App[None]):
     def _answered(self) -> None:
         if self.watcher.failure is not None:
             self.exit()
-        elif not self.pauses or self.watcher.sight.wanted == self.wanted:
+        elif self.table.is_attached:
             self.draw()
 
     def draw(self) -> None:
@@ -140,9 +154,9 @@ class Top(App[None]):
         width, height = max(LEAST_WIDTH, self.size.width), self.size.height
         sight, marks = self.watcher.sight._replace(wanted=self.wanted), self.marks
         setting = Setting(self.target, self.watcher.rest, self.pauses, self.watcher.hangs, HINT, SHORT_HINT, numbered=True)
-        self.query_one("#header", Static).update(Text("\n").join(header(sight, setting, width, marks)))
-        self.query_one("#panels", Static).update(panels(sight.glance, width, height, marks))
-        self.query_one("#tabs", Static).update(tabs(sight, setting, width, marks))
+        self.head.update(below(header(sight, setting, width, marks)))
+        self.panels.update(panels(sight.glance, width, height, marks))
+        self.tabs.update(tabs(sight, setting, width, marks))
 
     def _draw_list(self) -> None:
         """The rows anew; the cursor stays on the same job when it is still there, else at the same place."""
@@ -160,12 +174,12 @@ class Top(App[None]):
             table.add_column(titles, width=max(titles.cell_len, self.size.width - 2))
             for row, texts in zip(self.rows, cells, strict=True):
                 table.add_row(line(texts, columns, sizes, self.marks), key=row.key)
+            if not self.rows and found.trouble is None:
+                table.add_row(Text(f"{lists.EMPTY[found.view]}{' that matches' if self.wanted.filter else ''}", style="dim"))
             keys = [row.key for row in self.rows]
             there = keys.index(before.key) if before and before.key in keys else min(place, len(keys) - 1)
             table.move_cursor(row=max(0, there), scroll=False, animate=False)
             table.scroll_to(y=scrolled, animate=False)
-        if not self.rows and found.trouble is None:
-            self.say(f"{lists.EMPTY[found.view]}{' that matches' if self.wanted.filter else ''}", "dim")
 
     def selected(self) -> Row | None:
         """The row under the cursor."""
@@ -174,7 +188,7 @@ class Top(App[None]):
 
     def say(self, text: str, style: str = "") -> None:
         """An answer, on the line below the list, until the next."""
-        self.query_one("#notice", Static).update(Text(text, style=style))
+        self.notice.update(Text(text, style=style))
 
     def action_view(self, view: str) -> None:
         """Another list."""
@@ -211,10 +225,9 @@ class Top(App[None]):
 
     def action_ask_filter(self) -> None:
         """Ask for a filter, beginning with the one that holds."""
-        asked = self.query_one("#filter", Input)
-        asked.value = str(self.wanted.filter)
-        asked.add_class("asked")
-        asked.focus()
+        self.asked.value = str(self.wanted.filter)
+        self.asked.add_class("asked")
+        self.asked.focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Take the filter, or say what is wrong with it and leave it there to be changed."""
@@ -228,11 +241,11 @@ class Top(App[None]):
 
     def on_key(self, event: object) -> None:
         """Escape leaves the filter as it was."""
-        if getattr(event, "key", "") == "escape" and self.query_one("#filter", Input).has_focus:
+        if getattr(event, "key", "") == "escape" and self.asked.has_focus:
             self._leave_filter()
 
     def _leave_filter(self) -> None:
-        self.query_one("#filter", Input).remove_class("asked")
+        self.asked.remove_class("asked")
         self.say("")
         self.table.focus()
 

@@ -88,6 +88,8 @@ def _pulse(sight: Sight, setting: Setting) -> Text:
         return Text(f"  no answer for {setting.hangs:.0f}s", style="bold red")
     if setting.paused:
         return Text("  paused", style="bold yellow")
+    if sight.glance is None:
+        return Text("")
     return Text(f"  live {setting.rest:.2g}s", style="green") if setting.rest else Text("")
 
 
@@ -157,7 +159,7 @@ def _queues(found: Glance | None, width: int, height: int, marks: Marks) -> Text
     lines += [line(row, columns, sizes, marks) for row in cells]
     if left_out := len(found.queues) - len(shown):
         lines.append(Text(f"{marks.more} and {left_out} more", style="dim"))
-    return Text("\n").join(lines)
+    return below(lines)
 
 
 def _queue_cells(row: QueueRow, found: Glance, marks: Marks, scale: int) -> list[Text]:
@@ -184,7 +186,7 @@ def _lately(throughput: Throughput, width: int, marks: Marks) -> Text:
     lines = [Text(sparkline(throughput.per_minute, marks, each), style="cyan"), cut(Text(ended), width, marks)]
     lines.append(Text(f"{'':<5}{'p50':>7}{'p95':>7}{'p99':>7}", style="dim"))
     lines += [_percentiles(name, values) for name, values in (("run", throughput.run), ("wait", throughput.wait))]
-    return Text("\n").join(lines)
+    return below(lines)
 
 
 def _percentiles(name: str, found: Percentiles | None) -> Text:
@@ -247,8 +249,12 @@ def frame(sight: Sight, setting: Setting, width: int, height: int, marks: Marks)
     above = header(sight, setting, wide, marks)
     room = high - len(above) - panels_height(sight.glance, high) - 1
     return Group(
-        *above,
+        below(above),
         panels(sight.glance, wide, high, marks),
-        tabs(sight, setting, wide, marks),
-        *listing(sight, wide, max(2, room), marks),
+        below([tabs(sight, setting, wide, marks), *listing(sight, wide, max(2, room), marks)]),
     )
+
+
+def below(lines: Sequence[Text]) -> Text:
+    """Lines one below the other; what does not fit into the width is not continued on the next, which is another's."""
+    return Text("\n", no_wrap=True, overflow="crop").join(lines)

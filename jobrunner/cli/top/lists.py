@@ -43,7 +43,7 @@ COLUMNS: dict[View, tuple[Column, ...]] = {
     ),
     "workers": (
         Column("WORKER / SLOT", most=24), Column("STATE / JOB"), Column("BUSY / TRY", "right"), Column("SEEN / FOR", "right"),
-        Column("MEMORY", "right"), Column("QUEUES / TASK", grow=True),
+        Column("MEMORY", "right", since=70), Column("QUEUES / TASK", grow=True),
     ),
 }  # fmt: skip
 EMPTY: dict[View, str] = {
