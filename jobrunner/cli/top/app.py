@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HINT, SHORT_HINT = "/ filter  enter show  r retry  c cancel  ? help", "/ filter  enter show  ? help"
+HINT, SHORT_HINT = "/ filter  enter show  r retry  c cancel  ? help", "/ filter  ? help"
+_SCROLLBAR = 2  # columns at the right of the list
 _TICK = 1.0  # seconds: how long a look has been without an answer is shown as it grows
 
 
@@ -74,7 +75,7 @@ class Top(App[None]):
     """
 
     CSS = """
-    #list { height: 1fr; }
+    #list { height: 1fr; overflow-x: hidden; }
     #notice { height: auto; }
     #filter { display: none; border: none; height: 1; padding: 0; }
     #filter.asked { display: block; }
@@ -103,7 +104,7 @@ class Top(App[None]):
         self.terminated = False
         self.rows: list[Row] = []
         self.head, self.panels, self.tabs, self.notice = (Static(id=name) for name in ("header", "panels", "tabs", "notice"))
-        self.table: DataTable[Text] = DataTable(id="list", cursor_type="row", show_header=True)
+        self.table: DataTable[Text] = DataTable(id="list", cursor_type="row", cell_padding=0)
         self.asked = Input(id="filter", placeholder="queue:mail task:etl.*  (enter applies, nothing shows all, esc leaves it)")
         self.marks: Marks = ASCII if self.console.options.ascii_only else UNICODE
 
@@ -167,15 +168,17 @@ class Top(App[None]):
         place, scrolled = table.cursor_row, table.scroll_y
         self.rows = lists.rows(found, self.marks)
         # The cells are blanks and texts of one line each, as rich draws them: one column, so that both look the same.
-        columns, cells, sizes = laid_out(found, self.rows, max(LEAST_WIDTH, self.size.width) - 1)
+        columns, cells, sizes = laid_out(found, self.rows, max(LEAST_WIDTH, self.size.width - _SCROLLBAR))
         with self.batch_update():
             table.clear(columns=True)
             titles = line([Text(column.title) for column in columns], columns, sizes, self.marks)
-            table.add_column(titles, width=max(titles.cell_len, self.size.width - 2))
+            table.add_column(titles, width=max(titles.cell_len, self.size.width - _SCROLLBAR))
             for row, texts in zip(self.rows, cells, strict=True):
                 table.add_row(line(texts, columns, sizes, self.marks), key=row.key)
             if not self.rows and found.trouble is None:
                 table.add_row(Text(f"{lists.EMPTY[found.view]}{' that matches' if self.wanted.filter else ''}", style="dim"))
+            if found.more:
+                table.add_row(Text(f"{self.marks.more} and more: narrow it with /", style="dim"))
             keys = [row.key for row in self.rows]
             there = keys.index(before.key) if before and before.key in keys else min(place, len(keys) - 1)
             table.move_cursor(row=max(0, there), scroll=False, animate=False)

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 KEYS = (
     ("1 2 3 4 5", "Running, Ready, Failed, Errors, Workers"),
     ("↑ ↓  j k", "move; page up and page down, home and end"),
-    ("enter", "everything about the job: timeline, attempts, traceback, arguments"),
-    ("/", "filter the list: queue:mail task:etl.* -id:7; nothing shows all"),
+    ("enter", "everything about the job, as jobs show prints it"),
+    ("/", "filter the list: queue:mail task:etl.*; nothing: all"),
     ("r", "retry the job, or make it due now"),
-    ("c", "cancel the job; one that runs is asked to stop, after a question"),
+    ("c", "cancel the job; asks first when it runs"),
     ("p", "pause; again to go on"),
     ("?", "this"),
     ("esc", "leave what lies over the list"),
