@@ -29,6 +29,7 @@ ENTRIES = {
     "run": Entry("jobrunner.cli.run", "run", "Run a task here and now, without a job."),
     "jobs": Entry("jobrunner.cli.jobs", "jobs", "List, show, read the logs of, wait for, retry and cancel jobs."),
     "status": Entry("jobrunner.cli.status", "status", "One screen: queues, workers, what is wrong."),
+    "top": Entry("jobrunner.cli.top.command", "top", "Live: queues, throughput, and what runs, waits or failed."),
     "web": Entry("jobrunner.cli.web", "web", "Serve the dashboard."),
     "db": Entry("jobrunner.cli.db", "db", "The schema, and the embedded PostgreSQL."),
 }

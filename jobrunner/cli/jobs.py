@@ -51,14 +51,20 @@ _NOT = "\x00"  # stands for the minus of a term while click looks for options: n
 _NEGATED = re.compile(r"-(?=[A-Za-z]+:)")
 
 
-class _FilterCommand(Command):
+class FilterCommand(Command):
     """A command whose arguments may begin with a minus: `-queue:mail` is a term, not the options -q, -u, -e and so on."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, with the minus of such arguments out of its sight."""
         return super().parse_args(ctx, [_NEGATED.sub(_NOT, arg, count=1) if _NEGATED.match(arg) else arg for arg in args])
 
 
-@click.command("list", cls=_FilterCommand)
+def filter_text(terms: tuple[str, ...]) -> str:
+    """The filter that the arguments of a FilterCommand are, as it was typed."""
+    return " ".join(terms).replace(_NOT, "-")
+
+
+@click.command("list", cls=FilterCommand)
 @click.argument("terms", nargs=-1, metavar="[FILTER]...")
 @click.option("--limit", type=click.IntRange(1, MAX_LIMIT), default=50, show_default=True, metavar="NUMBER", help="Jobs on one page.")
 @click.option("--cursor", metavar="TEXT", help="Where to go on: `next` or `prev` of an earlier answer.")
@@ -70,7 +76,7 @@ def list_(terms: tuple[str, ...], limit: int, cursor: str | None) -> None:
     """
     from jobrunner.filters import parse
 
-    wanted = parse(" ".join(terms).replace(_NOT, "-"))
+    wanted = parse(filter_text(terms))
     database = checked_database(find_database())
     from jobrunner.inspection import list_jobs
 

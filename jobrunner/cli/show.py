@@ -43,11 +43,12 @@ def show(job_id: int) -> None:
     if shared().json:
         print_json(documents.detail(found))
         return
-    for line in _lines(found):
+    for line in lines(found):
         click.echo(line)
 
 
-def _lines(found: JobDetail) -> Iterator[str]:
+def lines(found: JobDetail) -> Iterator[str]:
+    """Everything about a job, line by line, with the colours of a terminal."""
     job = found.job
     yield f"job {job.id}  {click.style(printable(job.task), bold=True)}  {styled(job.state, job.state)}"
     if found.waiting_reason is not None:

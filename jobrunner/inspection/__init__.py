@@ -4,11 +4,13 @@ It must not write: every read is a READ ONLY transaction with a time limit.
 """
 
 from jobrunner.inspection.detail import MAX_ATTEMPTS, get_job
+from jobrunner.inspection.glances import VIEWS, Glance, View, glance
 from jobrunner.inspection.health import Pulse, Status, UnservedTask
 from jobrunner.inspection.lists import COUNT_CAP, DEFAULT_LIMIT, MAX_LIMIT, count_jobs, count_states, list_jobs
 from jobrunner.inspection.logs import DEFAULT_LINES, LEVELS, MAX_LINES, LogPage, LogRow, job_logs
 from jobrunner.inspection.overview import list_queues, list_workers, pulse, registered_tasks, status
 from jobrunner.inspection.reading import READ_TIMEOUT, reading, translated
+from jobrunner.inspection.recent import ErrorGroup, Lately, Percentiles, Throughput
 from jobrunner.inspection.values import (
     AttemptRow,
     Count,
@@ -31,24 +33,32 @@ __all__ = [
     "MAX_LIMIT",
     "MAX_LINES",
     "READ_TIMEOUT",
+    "VIEWS",
     "AttemptRow",
     "Count",
+    "ErrorGroup",
+    "Glance",
     "JobDetail",
     "JobRow",
+    "Lately",
     "LogPage",
     "LogRow",
     "Page",
+    "Percentiles",
     "Pulse",
     "QueueRow",
     "Reason",
     "RunningJob",
     "Status",
+    "Throughput",
     "UnservedTask",
+    "View",
     "WorkerRow",
     "ago",
     "count_jobs",
     "count_states",
     "get_job",
+    "glance",
     "job_logs",
     "list_jobs",
     "list_queues",

@@ -110,7 +110,8 @@ def count_states(database: Database, filter: JobFilter | None = None) -> dict[St
 def _count_live_states(connection: sa.Connection, wanted: JobFilter) -> dict[StateWord, Count]:
     """One pass over the waiting jobs, which ends after LIVE_SAMPLE rows: a rare state has no index of its own to count by."""
     waiting: tuple[LiveWord, ...] = ("queued", "scheduled", "retrying")
-    sample = sa.select(live.c.state, live.c.attempt, live.c.run_at).where(_QUEUED, *_common(live, wanted)).limit(LIVE_SAMPLE + 1).subquery()
+    columns = (live.c.state, live.c.attempt, live.c.run_at)
+    sample = sa.select(*columns).where(_QUEUED, *matching(live, wanted)).limit(LIVE_SAMPLE + 1).subquery()
     counts = [sa.func.count().filter(*_live_word(sample.c)[word]).label(word) for word in waiting]
     running = _capped_count(wanted.with_state("running"), wanted.with_state("running")).label("running")
     row = connection.execute(sa.select(*counts, sa.func.count().label("looked_at"), running)).one()._mapping  # noqa: SLF001  its public name
@@ -199,7 +200,7 @@ def _capped_count(wanted: JobFilter, expanded: JobFilter) -> sa.ScalarSelect[int
 
 
 def _live_conditions(wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
-    words, common = wanted.live_words, _common(live, wanted)
+    words, common = wanted.live_words, matching(live, wanted)
     if len(words) == len(LIVE_WORDS):
         return common
     return [*common, sa.or_(*(sa.and_(*_live_word(live.c)[word]) for word in LIVE_WORDS if word in words))]
@@ -211,7 +212,7 @@ def _finished_branches(wanted: JobFilter) -> list[list[sa.ColumnElement[bool]]]:
     States other than `succeeded` have an index of their own; else names of tasks do; else it is a walk by time. The literal
     `state <> 'succeeded'` lets the planner prove the partial index whatever the parameter.
     """
-    words, common = wanted.finished_words, _common(finished, wanted)
+    words, common = wanted.finished_words, matching(finished, wanted)
     unsuccessful = [word for word in FINISHED_WORDS if word in words and word != "succeeded"]
     some = [] if len(words) == len(FINISHED_WORDS) else [_state_in(words)]
     names = [pattern.text for pattern in wanted.tasks if not pattern.prefix]
@@ -220,7 +221,7 @@ def _finished_branches(wanted: JobFilter) -> list[list[sa.ColumnElement[bool]]]:
     if "succeeded" not in words:
         return [[*common, _state_in({word}), finished.c.state != sa.literal_column("'succeeded'")] for word in unsuccessful]
     if names and len(names) == len(wanted.tasks) <= MAX_BRANCHES:
-        others = _common(finished, replace(wanted, tasks=()))
+        others = matching(finished, replace(wanted, tasks=()))
         return [[finished.c.task == name, *others, *some] for name in names]
     return [[*common, *some]]
 
@@ -245,7 +246,8 @@ def _live_word(columns: Any) -> dict[LiveWord, tuple[sa.ColumnElement[bool], ...
     }
 
 
-def _common(table: sa.Table, wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
+def matching(table: sa.FromClause, wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
+    """Conditions of the filter but for states, on whatever has the columns `id`, `task` and `queue`."""
     columns = table.c
     conditions: list[sa.ColumnElement[bool]] = []
     if wanted.ids:

@@ -129,7 +129,7 @@ def list_queues(database: Database) -> tuple[QueueRow, ...]:
         QueryTimeout, DatabaseUnreachable, SchemaMissing: as for every read.
     """
     with reading(database) as reader:
-        return _queues(reader)
+        return read_queues(reader)
 
 
 def list_workers(database: Database) -> tuple[WorkerRow, ...]:
@@ -139,7 +139,7 @@ def list_workers(database: Database) -> tuple[WorkerRow, ...]:
         QueryTimeout, DatabaseUnreachable, SchemaMissing: as for every read.
     """
     with reading(database) as reader:
-        return tuple(_worker(row) for row in reader.connection.execute(_WORKERS, {"most": MAX_WORKERS}))
+        return read_workers(reader, MAX_WORKERS)
 
 
 def pulse(database: Database) -> Pulse:
@@ -159,7 +159,7 @@ def status(database: Database) -> Status:
         QueryTimeout, DatabaseUnreachable, SchemaMissing: as for every read.
     """
     with reading(database) as reader:
-        queues = _queues(reader)
+        queues = read_queues(reader)
         names = [row.queue for row in queues if row.unserved]
         parameters = {"queues": names, "sample": QUEUE_SAMPLE, "most": MAX_UNSERVED}
         unserved = reader.connection.execute(_UNSERVED, parameters).all() if names else ()
@@ -199,7 +199,13 @@ def _pulse(reader: Reader) -> Pulse:
     )
 
 
-def _queues(reader: Reader) -> tuple[QueueRow, ...]:
+def read_workers(reader: Reader, stopped: int) -> tuple[WorkerRow, ...]:
+    """The workers, at most so many stopped ones, in a transaction that is open already: one statement."""
+    return tuple(_worker(row) for row in reader.connection.execute(_WORKERS, {"most": stopped}))
+
+
+def read_queues(reader: Reader) -> tuple[QueueRow, ...]:
+    """The queues, in a transaction that is open already: one statement."""
     rows = reader.connection.execute(_QUEUES, {"sample": QUEUE_SAMPLE, "most": MAX_QUEUES})
     return tuple(
         QueueRow(

@@ -84,6 +84,7 @@ def test_only_the_demo_may_be_missing():
         ("jobrunner jobs show", "test_jobs", ["DETAIL_KEYS", "ATTEMPT_KEYS"]),
         ("jobrunner jobs logs", "test_logs", ["LOG_KEYS", "LINE_KEYS"]),
         ("jobrunner status", "test_work_status", ["STATUS_KEYS", "WORKER_KEYS", "RUNNING_KEYS"]),
+        ("jobrunner top", "test_top", ["TOP_KEYS", "THROUGHPUT_KEYS", "ERROR_KEYS"]),
         ("jobrunner db current", "test_db", ["VERSION_KEYS"]),
         ("jobrunner db status", "test_db", ["CLUSTER_KEYS"]),
     ],

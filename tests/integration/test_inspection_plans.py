@@ -11,7 +11,9 @@ from sqlalchemy.dialects import postgresql
 
 from jobrunner.filters import parse
 from jobrunner.inspection.cursors import Cursor, Key
+from jobrunner.inspection.glances import list_statement
 from jobrunner.inspection.lists import COUNT_CAP, _capped_count, page_statements
+from jobrunner.inspection.recent import ERROR_SAMPLE, FINISHED_SAMPLE, LATELY, error_groups_statement
 from tests.support.explain import Plan
 
 if TYPE_CHECKING:
@@ -110,3 +112,81 @@ def test_a_count_looks_at_no_more_rows_than_its_cap(large, text) -> None:
     wanted = parse(text)
     plan = explain(large, sa.select(_capped_count(wanted, wanted)))
     assert plan.rows_read("job") <= 3 * COUNT_CAP, plan.outline()
+
+
+LATELY_PARAMETERS = {"minutes": 10, "sample": FINISHED_SAMPLE, "rate_over": 60.0}
+BUSY = """
+INSERT INTO jobrunner.job_history (id, task, args, queue, priority, tags, created_at, run_at, state, lease, attempt, max_attempts, backoff,
+    backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, started_at, finished_at, wait_ms, run_ms)
+SELECT 300000 + g, 'task.' || (g % 40), '{}', 'q' || (g % 5), 0, '{}', t, t, CASE WHEN g % 50 = 0 THEN 'failed' ELSE 'succeeded' END,
+    1, 1, 5, 'exponential', '5 s', '1 h', 1, 0, 3, t, t, 5, 30
+FROM (SELECT g, now() - g * interval '10 ms' AS t FROM generate_series(1, 60000) AS g) AS rows
+"""
+WRONG = """
+INSERT INTO jobrunner.job_attempts (job_id, attempt, lease, task, queue, finished_at, outcome, error_type, message, traceback, fingerprint)
+SELECT g, 1, 1, 'task.' || (g % 40), 'q' || (g % 5), now() - g * interval '100 ms', 'retried', 'ValueError', 'bad ' || g,
+    repeat('File "shop.py", line ' || g || E'\n', 40), 'f' || (g % 30)
+FROM generate_series(1, 30000) AS g
+"""
+RUNNING = """
+UPDATE jobrunner.jobs SET state = 'running', worker_id = 1, claimed_at = now(), lease = 1, attempt = 1 WHERE id % 500 = 0
+"""
+
+
+@pytest.mark.parametrize("analysed", [True, False])
+def test_throughput_reads_its_sample_and_no_more(large, analysed) -> None:
+    """With 60,000 jobs in the last ten minutes, the newest 20,000 are read, by the index on time, and nothing behind them."""
+    with large.transaction(force_rollback=True):
+        large.execute(BUSY)
+        if analysed:
+            large.execute("ANALYZE jobrunner.job_history")
+        plan = explain(large, LATELY.bindparams(**LATELY_PARAMETERS))
+    assert plan.rows_read("job_history_2") == FINISHED_SAMPLE + 1, plan.outline()
+    assert not read_row_by_row(plan, "job_history_2"), plan.outline()
+    assert not read_row_by_row(plan, "jobs"), plan.outline()
+
+
+def test_a_quiet_ten_minutes_cost_nothing(large) -> None:
+    """When nothing finished lately, history is not read at all, however much of it there is."""
+    plan = explain(large, LATELY.bindparams(**LATELY_PARAMETERS))
+    assert plan.rows_read("job_history_2") == 0, plan.outline()
+
+
+@pytest.mark.parametrize("analysed", [True, False])
+@pytest.mark.parametrize("text", ["", "task:task.7", "queue:q1"])
+def test_error_groups_read_their_sample_and_no_more(large, text, analysed) -> None:
+    """With 30,000 attempts that went wrong within the hour, the newest 5,000 are read, whatever the filter."""
+    with large.transaction(force_rollback=True):
+        large.execute(WRONG)
+        if analysed:
+            large.execute("ANALYZE jobrunner.job_attempts")
+        plan = explain(large, error_groups_statement(parse(text), LIMIT))
+    assert plan.rows_read("job_attempts_2") == ERROR_SAMPLE, plan.outline()
+    assert not read_row_by_row(plan, "job_attempts_2"), plan.outline()
+
+
+@pytest.mark.parametrize("analysed", [True, False])
+@pytest.mark.parametrize("text", ["", "queue:q1", "task:task.0"])
+def test_running_jobs_are_found_without_the_waiting_ones(large, text, analysed) -> None:
+    """The list of running jobs reads those that run, not the backlog beside them."""
+    with large.transaction(force_rollback=True):
+        large.execute(RUNNING)
+        if analysed:
+            large.execute("ANALYZE jobrunner.jobs")
+        plan = explain(large, list_statement("running", parse(text), LIMIT))
+    assert plan.rows_read("jobs") == 40, plan.outline()
+
+
+@pytest.mark.parametrize(("text", "most"), [("", 5 * LIMIT + LIMIT), ("queue:q3 task:task.3", 10_000 + LIMIT), ("task:nothing", 50_000)])
+def test_ready_jobs_are_read_by_the_claim_index(large, text, most) -> None:
+    """The next jobs of each queue and priority are read from the claim index, not the backlog; with a filter, a sample of it."""
+    plan = explain(large, list_statement("ready", parse(text), LIMIT))
+    assert not read_row_by_row(plan, "jobs"), plan.outline()
+    assert plan.rows_read("jobs") <= most + 20, plan.outline()
+
+
+def test_failed_jobs_are_a_range_of_an_index(large) -> None:
+    """The newest failed and quarantined jobs are read by the index of those that did not succeed."""
+    plan = explain(large, list_statement("failed", parse(""), LIMIT))
+    assert not read_row_by_row(plan, "job_history_2"), plan.outline()
+    assert plan.rows_read("job_history_2") <= 40 * LIMIT, plan.outline()
