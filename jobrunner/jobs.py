@@ -177,14 +177,14 @@ class Leaving(NamedTuple):
         reason: `drained` (nothing was left to do), `time` (its time was over), `done` (it has run as many jobs as it was to), `signal`,
             `error`. What finds a worker dead writes `lost`.
         left_count: jobs of its queues that were due when it left; None when nobody looked.
-        next_due_ms: until the next one is due.
+        next_due_at: when the next one is due, by the database.
     """
 
     reason: str
     exit_code: int = 0
     error: str | None = None
     left_count: int | None = None
-    next_due_ms: int | None = None
+    next_due_at: datetime | None = None
 
 
 class Registered(NamedTuple):
@@ -199,9 +199,8 @@ class Remains(NamedTuple):
 
     Attributes:
         left: jobs of its queues that are due; counted up to a bound.
-        next_due_ms, next_due_at: until, and when, the next job that waits is due; None when none is.
+        next_due_at: when the next job that waits for its time is due; None when none does.
     """
 
     left: int
-    next_due_ms: int | None
     next_due_at: datetime | None

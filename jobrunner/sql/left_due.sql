@@ -1,5 +1,5 @@
 -- left_due: how many jobs of some queues are due, and when the next one that is not will be. Writes nothing.
--- Parameters: queues text[]; most (counting stops there). The interval until then is in milliseconds; both are NULL when nothing waits for later.
+-- Parameters: queues text[]; most (counting stops there). next_due_at is NULL when nothing waits for later.
 -- Index: jobs_claim, a loose scan over the distinct priorities, then two ranges for each: neither a backlog of millions nor as many
 --   jobs scheduled for next month are walked.
 WITH RECURSIVE step AS (
@@ -34,6 +34,5 @@ WITH RECURSIVE step AS (
         ORDER BY j.priority, j.run_at, j.id LIMIT 1
     ) AS later ON true
 )
-SELECT least(coalesce(sum(number), 0), :'most'::integer)::bigint AS left_count,
-       (extract(epoch FROM min(run_at) - now()) * 1000)::bigint AS next_due_ms, min(run_at) AS next_due_at
+SELECT least(coalesce(sum(number), 0), :'most'::integer)::bigint AS left_count, min(run_at) AS next_due_at
 FROM counted

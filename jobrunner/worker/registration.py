@@ -167,7 +167,7 @@ class Registration:
             with connect(self.options.dsn, application_name="jobrunner-worker") as connection, connection.transaction():
                 store = Store(connection)
                 remains = store.remains([name for name, _ in self.options.queues], MOST_LEFT)
-                leaving = Leaving(departure.reason, departure.exit_code, words, remains.left, remains.next_due_ms)
+                leaving = Leaving(departure.reason, departure.exit_code, words, remains.left, remains.next_due_at)
                 store.stop_worker(self.worker_id, leaving, departure.counts)
         except Exception as problem:  # noqa: BLE001  everything is written; the row is closed by the next rescue
             logger.warning("could not close the worker's row", extra={"error": type(problem).__name__})

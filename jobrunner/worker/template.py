@@ -169,6 +169,9 @@ def _import_app(spec: str | None, dsn: str) -> JobRunner:
     os.environ["JOBRUNNER_DSN"] = dsn
     jobs = load(spec)
     jobs.registry.names()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the app may have put anything there
+            stream.flush()  # else every child prints once more what the import has printed
     return jobs
 
 

@@ -76,7 +76,7 @@ def parameters(filled: Filled, batch: int) -> dict[str, dict[str, Any]]:
         **{name: {"worker_ids": [filled.lost]} for name in ("rescue", "rescue_abort", "rescue_quarantine")},
         "held_jobs": {"worker_id": filled.alive}, "job_state": {"id": -first},
         "heartbeat": {"worker_id": filled.alive, "lease_ms": 1000, "rss_bytes": None, "memory_bytes": None, "running": "[]", **counts},
-        "stop_worker": {"worker_id": filled.alive, "last_exit": "done", "exit_code": 0, "error": None, "left_count": 0, "next_due_ms": None, **counts},
+        "stop_worker": {"worker_id": filled.alive, "last_exit": "done", "exit_code": 0, "error": None, "left_count": 0, "next_due_at": "2026-11-25 12:05+00", **counts},
         "register_worker": {**register, "pool": None, "pool_slot": None}, "give_up_slot": slot,
         "set_tasks": {"worker_id": filled.alive, "tasks": [TASK]},
         "log": {

@@ -144,7 +144,7 @@ def test_the_store_passes_what_the_files_ask_for(monkeypatch):
     store.prune_worker_runs(second, 1)
     store.drop_partitions("job_logs", second, 1, second)
     with monkeypatch.context() as patch:
-        patch.setattr(Rows, "fetchone", lambda _: (1, 1, None))
+        patch.setattr(Rows, "fetchone", lambda _: (1, None))
         store.remains([], 1)
     store.cancel(1)
     store.requeue(1)
