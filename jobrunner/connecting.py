@@ -58,6 +58,11 @@ _REASONS = tuple(
     )
 )
 
+# Reasons that stay as they are however often one tries: somebody has to change something first.
+_LASTING = re.compile(
+    "password refused|it asks for a password|login refused|no such |the user may not|the server (lets nobody|does not let)|TLS refused"
+)
+
 
 def connect(dsn: Dsn, *, application_name: str = "jobrunner", **options: Any) -> Connection[Any]:
     """Open a connection in autocommit mode without prepared statements (they do not survive a transaction-mode pooler).
@@ -94,6 +99,11 @@ def explain(error: BaseException, dsn: Dsn) -> DatabaseUnreachable:
             line = _telling_line(text, pattern)
             return DatabaseUnreachable(dsn.target, reason.format(line), origin=dsn.origin, hint=hint.format(**_words(known)))
     return DatabaseUnreachable(dsn.target, _telling_line(text) or type(original).__name__, origin=dsn.origin)
+
+
+def may_pass(error: DatabaseUnreachable) -> bool:
+    """Whether the database may be reached a moment later without anybody's doing: a restart, a failover, too many connections."""
+    return _LASTING.match(error.reason) is None
 
 
 def _read(dsn: Dsn) -> dict[str, str]:

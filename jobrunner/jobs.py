@@ -173,13 +173,33 @@ class Leaving(NamedTuple):
     """How a worker leaves, for `worker_runs`.
 
     Attributes:
-        reason: `done`, `drained`, `time`, `signal`, `error`.
+        reason: `drained` (nothing was left to do), `time` (its time was over), `done` (it has run as many jobs as it was to), `signal`,
+            `error`. What finds a worker dead writes `lost`.
         left_count: jobs of its queues that were due when it left; None when nobody looked.
-        next_due_ms: until the next one is due.
+        next_due_at: when the next one is due, by the database.
     """
 
     reason: str
     exit_code: int = 0
     error: str | None = None
     left_count: int | None = None
-    next_due_ms: int | None = None
+    next_due_at: datetime | None = None
+
+
+class Registered(NamedTuple):
+    """A worker's row; `given_up` is the worker that held its slot and was found lost, or None."""
+
+    worker_id: int
+    given_up: int | None = None
+
+
+class Remains(NamedTuple):
+    """What a worker leaves behind.
+
+    Attributes:
+        left: jobs of its queues that are due; counted up to a bound.
+        next_due_at: when the next job that waits for its time is due; None when none does.
+    """
+
+    left: int
+    next_due_at: datetime | None

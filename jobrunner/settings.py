@@ -124,6 +124,28 @@ def describe_target(url: str) -> str:
     return f"{user}{host}{port}/{known.get('dbname') or known.get('user') or ''}"
 
 
+def find_duration(
+    variable: str, default: timedelta, *, least: timedelta, most: timedelta, environ: Mapping[str, str] | None = None
+) -> timedelta:
+    """The duration in an environment variable, or `default` when it is not set.
+
+    Raises:
+        ConfigurationError: it is no duration, or not between `least` and `most`; the message names the variable.
+    """
+    value = (os.environ if environ is None else environ).get(variable, "").strip()
+    if not value:
+        return default
+    try:
+        found = parse_duration(value, variable)
+    except OverflowError:
+        found = timedelta.max
+    if not least <= found <= most:
+        raise ConfigurationError(
+            f"{variable}={value!r} is out of range: from {least.days} d to {most.days} d", hint="try:   30d, or leave it unset"
+        )
+    return found
+
+
 def parse_duration(value: float | str | timedelta, what: str) -> timedelta:
     """A duration from seconds, a timedelta, or text such as `90`, `250ms`, `5m`, `1h30m`, `2d`.
 

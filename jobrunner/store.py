@@ -17,10 +17,11 @@ from psycopg import errors as pg
 
 from jobrunner import arrays, clock, statements
 from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
-from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Succeeded
+from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Registered, Remains, Succeeded
 from jobrunner.states import sources_of
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import timedelta
 
@@ -121,8 +122,11 @@ class Store:
         )  # fmt: skip
         return sorted((ClaimedJob._make(row) for row in cursor.fetchall()), key=_claim_order)
 
-    def finish(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    def finish(self, outcomes: Iterable[Outcome], tally: Counter[str] | None = None) -> list[Outcome]:
         """Write the outcomes of attempts, fenced, in one transaction.
+
+        Args:
+            tally: is told how many jobs went through which statement, such as `fail` or `quarantine`.
 
         Returns:
             Those that were refused because the attempt has been superseded; nothing was written for them.
@@ -134,18 +138,21 @@ class Store:
         for outcome in outcomes:
             groups.setdefault("succeed" if type(outcome) is Succeeded else outcome.ending, []).append(outcome)  # type: ignore[union-attr]
         now = clock.monotonic()
-        running: list[tuple[list[Any], list[Cursor[Any]]]] = []
+        running: list[tuple[list[Any], dict[str, Cursor[Any]]]] = []
         with self.transaction():
             for name, group in groups.items():
                 group.sort(key=attrgetter("id"))
                 if name == "succeed":
-                    running.append((group, [self._run("succeed", arrays.successes(group, now))]))
+                    running.append((group, {"succeed": self._run("succeed", arrays.successes(group, now))}))
                 else:
                     parameters = arrays.endings(group, now)
-                    running.append((group, [self._run(step, parameters) for step in _SEQUENCES[Ending(name)]]))
+                    running.append((group, {step: self._run(step, parameters) for step in _SEQUENCES[Ending(name)]}))
         refused: list[Outcome] = []
         for group, cursors in running:
-            accepted = {row[0] for cursor in cursors for row in cursor.fetchall()}
+            moved = {step: [row[0] for row in cursor.fetchall()] for step, cursor in cursors.items()}
+            accepted = {job_id for ids in moved.values() for job_id in ids}
+            if tally is not None:
+                tally.update({step: len(ids) for step, ids in moved.items()})
             if len(accepted) < len(group):
                 # Two attempts of one job in one batch: leases only grow, so the later one is what was accepted.
                 latest = {outcome.id: outcome.lease for outcome in sorted(group, key=attrgetter("lease"))}
@@ -183,22 +190,24 @@ class Store:
 
     # -- worker: its own row, other workers' jobs
 
-    def register_worker(self, facts: Mapping[str, Any], lease: timedelta, slot: tuple[str, int] | None = None) -> int | None:
-        """Insert a worker row; `facts` are the parameters of `register_worker.sql`.
+    def register_worker(self, facts: Mapping[str, Any], lease: timedelta) -> int:
+        """Insert a worker row and return its id; `facts` are the parameters of `register_worker.sql`."""
+        row = self._run("register_worker", {**facts, "lease_ms": _ms(lease), "pool": None, "pool_slot": None}).fetchone()
+        return cast("int", row[0])  # type: ignore[index]
 
-        Args:
-            slot: (pool, number from 1) for a worker that must be the only one with that slot.
+    def take_slot(self, facts: Mapping[str, Any], lease: timedelta, pool: str, number: int) -> Registered | None:
+        """Insert the row of a worker that must be the only one with that slot (from 1) of that pool.
+
+        Waits for another that is taking or leaving the same slot at this moment, for as long as its transaction takes.
 
         Returns:
-            Its id, or None when another worker holds the slot.
+            Its id, and which lost worker had to give up the slot; None when another worker holds it.
         """
-        pool, number = slot or (None, None)
-        parameters = {**facts, "lease_ms": _ms(lease), "pool": pool, "pool_slot": number}
+        slot = {"pool": pool, "pool_slot": number}
         with self.connection.transaction():
-            if slot is not None:
-                self._run("give_up_slot", {"pool": pool, "pool_slot": number})
-            row = self._run("register_worker", parameters).fetchone()
-        return row[0] if row is not None else None
+            lost = self._run("give_up_slot", slot).fetchone()
+            row = self._run("register_worker", {**facts, "lease_ms": _ms(lease), **slot}).fetchone()
+        return None if row is None else Registered(row[0], None if lost is None else lost[0])
 
     def set_tasks(self, worker_id: int, tasks: Sequence[str]) -> bool:
         """Say which tasks a worker can run; False when its lease was lost."""
@@ -214,6 +223,10 @@ class Store:
         words = {"last_exit": leaving.reason, **leaving._asdict()}
         del words["reason"]
         return self._run("stop_worker", {"worker_id": worker_id, **words, **counts._asdict()}).fetchone() is not None
+
+    def remains(self, queues: Sequence[str], most: int) -> Remains:
+        """What waits in some queues; due jobs are counted up to `most`."""
+        return Remains(*cast("Any", self._run("left_due", {"queues": list(queues), "most": most}).fetchone()))
 
     def held_jobs(self, worker_id: int) -> list[Held]:
         """What the database thinks this worker is running."""
@@ -232,6 +245,27 @@ class Store:
     def ensure_partitions(self, ahead: int) -> int:
         """Make the partitions of the next `ahead` days. Returns how many were made."""
         return cast("int", self._run("ensure_partitions", {"ahead": ahead}).fetchone()[0])  # type: ignore[index]
+
+    # -- forgetting
+
+    def prune_workers(self, keep: timedelta, most: int) -> int:
+        """Delete at most `most` rows of workers that stopped longer ago than `keep`. Returns how many there were."""
+        return self._run("prune_workers", {"keep_ms": _ms(keep), "most": most}).rowcount
+
+    def prune_worker_runs(self, keep: timedelta, most: int) -> int:
+        """Delete at most `most` rows of runs that ended longer ago than `keep`. Returns how many there were."""
+        return self._run("prune_worker_runs", {"keep_ms": _ms(keep), "most": most}).rowcount
+
+    def drop_partitions(self, parent: str, keep: timedelta, most: int, patience: timedelta) -> int:
+        """Drop at most `most` daily partitions of a table that ended longer ago than `keep`. Returns how many there were.
+
+        Raises:
+            psycopg.errors.LockNotAvailable: the table is in use for longer than `patience`; none was dropped.
+        """
+        with self.connection.transaction():
+            self.connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{_ms(patience)}ms",))
+            row = self._run("drop_partitions", {"parent": parent, "keep_ms": _ms(keep), "most": most}).fetchone()
+        return cast("int", row[0])  # type: ignore[index]
 
     # -- operators
 

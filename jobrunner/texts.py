@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_PASSWORD = re.compile(r"(?P<before>://[^\s:/@]*:)[^\s@]+(?=@)|(?P<key>\bpassword\s*=\s*)('[^']*'|[^\s&'\"]+)", re.IGNORECASE)
+
 
 def storable(text: str) -> str:
     """`text` without what PostgreSQL's text cannot hold: NUL and lone surrogates become their escapes."""
@@ -15,3 +19,8 @@ def cut(text: str, limit: int) -> str:
     head = limit * 2 // 3
     tail = limit - head
     return f"{text[:head]}\n… {len(text) - limit:,} characters cut …\n{text[-tail:]}"
+
+
+def redacted(text: str) -> str:
+    """`text` without passwords, as they stand in addresses and connection strings."""
+    return _PASSWORD.sub(lambda match: f"{match['before'] or match['key']}***", text)

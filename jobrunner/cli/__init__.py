@@ -25,6 +25,7 @@ ENTRIES = {
     "demo": Entry("jobrunner.cli.demo", "demo", "See it work: embedded PostgreSQL, a worker, traffic, the dashboard.", optional=True),
     "dev": Entry("jobrunner.cli.dev", "dev", "Develop: web server and worker in one terminal."),
     "work": Entry("jobrunner.cli.work", "work", "Run a worker."),
+    "cron": Entry("jobrunner.cli.cron", "cron", "Run what is due and leave: for crontab."),
     "enqueue": Entry("jobrunner.cli.enqueue", "enqueue", "Write a job, or one per line of stdin."),
     "run": Entry("jobrunner.cli.run", "run", "Run a task here and now, without a job."),
     "jobs": Entry("jobrunner.cli.jobs", "jobs", "List, show, read the logs of, wait for, retry and cancel jobs."),

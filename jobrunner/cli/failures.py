@@ -11,11 +11,12 @@ import sys
 import tempfile
 import traceback
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from jobrunner import errors
+from jobrunner.texts import redacted
 
 if TYPE_CHECKING:
     from jobrunner.cli.shared import Shared
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 _EXIT_COLUMN = 72  # where `[exit N]` stands when the line before it is shorter
 _LABEL = re.compile(r"^[a-z]+:\s")
 _LABEL_WIDTH = 7  # of `tried: `, so that what follows the labels stands in one column
-_PASSWORD = re.compile(r"(?P<before>://[^\s:/@]*:)[^\s@]+(?=@)|(?P<key>\bpassword\s*=\s*)('[^']*'|[^\s&'\"]+)", re.IGNORECASE)
 
 
 class Code(IntEnum):
@@ -70,13 +70,21 @@ _CODES: dict[type[BaseException], Code] = {
 }
 
 
-def report(error: BaseException, values: Shared) -> int:  # noqa: PLR0911  a table
+class Failure(NamedTuple):
+    """What is to be said of an error: the exit code, a sentence without passwords, labelled lines on how to go on."""
+
+    code: int
+    message: str
+    lines: tuple[str, ...] = ()
+
+
+def report(error: BaseException, values: Shared) -> int:
     """Say on stderr what went wrong and how to go on. Returns the exit code; never raises for an error of its own."""
     match error:
         case click.UsageError():
             return _usage(error)
         case click.ClickException():
-            return _say(Code.BAD, error.format_message())
+            return _say(Failure(Code.BAD, error.format_message()))
         case KeyboardInterrupt() | click.Abort() | EOFError():
             click.echo("interrupted", err=True)
             return Code.INTERRUPTED
@@ -84,31 +92,32 @@ def report(error: BaseException, values: Shared) -> int:  # noqa: PLR0911  a tab
             return Code.TERMINATED
         case BrokenPipeError():
             return _hush()
-        case CommandError():
-            return _known(error, error.code, values)
-        case errors.JobrunnerError():
-            return _known(error, _code_of(error), values)
-        case _:
-            return _driver(error, values) or _bug(error, values)
-
-
-def redact(text: str) -> str:
-    """`text` without passwords, as they stand in addresses and connection strings."""
-    return _PASSWORD.sub(lambda match: f"{match['before'] or match['key']}***", text)
-
-
-def _code_of(error: errors.JobrunnerError) -> Code:
-    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
-
-
-def _known(error: errors.JobrunnerError, code: Code, values: Shared) -> int:
     if values.verbose:
         _print_traceback(error)
+    return _say(describe(error))
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code that stands for an error of a command."""
+    match error:
+        case CommandError():
+            return error.code
+        case errors.JobrunnerError():
+            return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+        case _:
+            driver = _driver(error)
+            return Code.BUG if driver is None else driver.code
+
+
+def describe(error: BaseException) -> Failure:
+    """What is to be said of an error. The traceback of one that nobody expected is saved to a file."""
+    if not isinstance(error, errors.JobrunnerError):
+        return _driver(error) or _bug(error)
     lines = [line for line in error.hint.splitlines() if line.strip()]
     message = str(error)
     if isinstance(error, errors.DatabaseUnreachable):
         message, lines = _unreachable(error, lines)
-    return _say(code, message, *lines)
+    return Failure(code_of(error), redacted(message), tuple(map(redacted, lines)))
 
 
 def _unreachable(error: errors.DatabaseUnreachable, hints: list[str]) -> tuple[str, list[str]]:
@@ -124,25 +133,25 @@ def _unreachable(error: errors.DatabaseUnreachable, hints: list[str]) -> tuple[s
 
 def _usage(error: click.UsageError) -> int:
     message = error.format_message().rstrip()
-    lines = []
+    lines: tuple[str, ...] = ()
     if error.ctx is not None:
-        lines = [
+        lines = (
             f"usage: {' '.join(error.ctx.command.get_usage(error.ctx).split()).removeprefix('Usage: ')}",
             f"see:   {error.ctx.command_path} --help",
-        ]
-    return _say(Code.USAGE, message[:1].lower() + message[1:], *lines)
+        )
+    return _say(Failure(Code.USAGE, message[:1].lower() + message[1:], lines))
 
 
-def _say(code: Code, message: str, *lines: str) -> int:
+def _say(failure: Failure) -> int:
     """`error: …`, the labelled lines below it, and the exit code at the end of the last."""
-    first, *more = redact(message).splitlines() or [""]
-    plain = [*("  " + line for line in more), *("  " + _labelled(redact(line)) for line in lines)]
+    first, *more = redacted(failure.message).splitlines() or [""]
+    plain = [*("  " + line for line in more), *("  " + _labelled(redacted(line)) for line in failure.lines)]
     if plain:
-        plain[-1] = f"{plain[-1]:<{_EXIT_COLUMN}}  [exit {int(code)}]"
+        plain[-1] = f"{plain[-1]:<{_EXIT_COLUMN}}  [exit {int(failure.code)}]"
     else:
-        first = f"{first}  [exit {int(code)}]"
+        first = f"{first}  [exit {int(failure.code)}]"
     click.echo(click.style("error:", fg="red", bold=True) + " " + "\n".join([first, *plain]), err=True)
-    return code
+    return failure.code
 
 
 def _labelled(line: str) -> str:
@@ -154,46 +163,41 @@ def _labelled(line: str) -> str:
     return f"{label + ':':<{_LABEL_WIDTH}}{'' if len(label) < _LABEL_WIDTH - 1 else ' '}{text.strip()}"
 
 
-def _driver(error: BaseException, values: Shared) -> int | None:
+def _driver(error: BaseException) -> Failure | None:
     """Errors of the database that reach the command line as they are: a connection lost half-way, a missing right."""
     psycopg = sys.modules.get("psycopg")
     original: Any = getattr(error, "orig", None) or error
     if psycopg is None or not isinstance(original, psycopg.Error):
         return None
-    if values.verbose:
-        _print_traceback(error)
-    text = " ".join(str(original).split())
+    text = redacted(" ".join(str(original).split()))
     state = getattr(original, "sqlstate", None)
     if isinstance(original, psycopg.OperationalError) and (state is None or state[:2] in {"08", "28", "53", "57"}):
-        return _say(
-            Code.UNREACHABLE, f"the database stopped answering: {text}", "try:   the same command again; nothing half-done was kept"
-        )
+        hint = "try:   the same command again; nothing half-done was kept"
+        return Failure(Code.UNREACHABLE, f"the database stopped answering: {text}", (hint,))
     if state == "42501":  # insufficient_privilege
-        return _say(
-            Code.REFUSED, f"the database refused: {text}", "hint:  the login has no right to do that; GRANT it, or use the owner's --dsn"
-        )
+        hint = "hint:  the login has no right to do that; GRANT it, or use the owner's --dsn"
+        return Failure(Code.REFUSED, f"the database refused: {text}", (hint,))
     if state == "25006":  # read_only_sql_transaction
-        return _say(Code.REFUSED, f"the database is read-only: {text}", "hint:  this is a replica; give the primary with --dsn")
+        return Failure(Code.REFUSED, f"the database is read-only: {text}", ("hint:  this is a replica; give the primary with --dsn",))
     return None
 
 
-def _bug(error: BaseException, values: Shared) -> int:
-    text = redact("".join(traceback.format_exception(error)))
-    if values.verbose:
-        click.echo(text, err=True, nl=False)
-    summary = redact(f"{type(error).__name__}: {error}".splitlines()[0])
+def _bug(error: BaseException) -> Failure:
+    text = redacted("".join(traceback.format_exception(error)))
+    summary = redacted(f"{type(error).__name__}: {error}".splitlines()[0])
     try:
         descriptor, path = tempfile.mkstemp(prefix="jobrunner-", suffix=".traceback", text=True)
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError as problem:
         click.echo(text, err=True, nl=False)
-        return _say(Code.BUG, f"unexpected {summary}", f"hint:  the traceback could not be saved ({problem.strerror}); it is above")
-    return _say(Code.BUG, f"unexpected {summary}", f"saved: {path}", "hint:  this is a bug in Jobrunner; please report it with that file")
+        return Failure(Code.BUG, f"unexpected {summary}", (f"hint:  the traceback could not be saved ({problem.strerror}); it is above",))
+    lines = (f"saved: {path}", "hint:  this is a bug in Jobrunner; please report it with that file")
+    return Failure(Code.BUG, f"unexpected {summary}", lines)
 
 
 def _print_traceback(error: BaseException) -> None:
-    click.echo(redact("".join(traceback.format_exception(error))), err=True, nl=False)
+    click.echo(redacted("".join(traceback.format_exception(error))), err=True, nl=False)
 
 
 def _hush() -> int:

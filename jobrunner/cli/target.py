@@ -43,7 +43,7 @@ class AppFacts(NamedTuple):
     has_flask: bool
 
 
-def find_database(*, of_app: bool = False) -> Dsn:
+def find_database(*, of_app: bool = False, warns: bool = True) -> Dsn:
     """The database of a command that needs no task itself.
 
     `--dsn`, then `JOBRUNNER_DSN`; the config of the app that was named by `--app` or `flask jobs`; `DATABASE_URL`; the config of
@@ -52,6 +52,7 @@ def find_database(*, of_app: bool = False) -> Dsn:
 
     Args:
         of_app: the app's config goes before `DATABASE_URL` also when the app is found by itself; for commands that run its tasks.
+        warns: say that the app's config goes before a `DATABASE_URL` that names another database.
 
     Raises:
         ConfigurationError, EmbeddedError: no address, or no PostgreSQL to start.
@@ -63,7 +64,7 @@ def find_database(*, of_app: bool = False) -> Dsn:
     by_url = find_dsn(environ=_only("DATABASE_URL"))
     named = of_app or values.app is not None or _flask_info() is not None
     found = find_dsn(values.dsn, environ=_only("JOBRUNNER_DSN")) or (None if by_url and not named else _database_of_app())
-    if found and by_url and named and found.target != by_url.target and "Flask config" in found.origin:
+    if warns and found and by_url and named and found.target != by_url.target and "Flask config" in found.origin:
         warn(
             f"{found.origin} ({found.target}) is used, not DATABASE_URL ({by_url.target}); "
             "commands that only read take DATABASE_URL without --app"

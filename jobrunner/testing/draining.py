@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 import sqlalchemy as sa
@@ -192,7 +192,7 @@ class Drainer:
                 "name": f"test-{os.getpid()}", "host": socket.gethostname(), "pid": os.getpid(), "kind": "test",
                 "version": version("jobrunner-pg"), "queues": list(which.queues or []), "tasks": list(which.tasks), "slots": 1,
             }  # fmt: skip
-            worker_id = cast("int", store.register_worker(facts, LEASE))
+            worker_id = store.register_worker(facts, LEASE)
         try:
             yield worker_id
         finally:

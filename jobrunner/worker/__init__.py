@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jobrunner.worker.options import WorkerOptions, default_slots
 
+if TYPE_CHECKING:
+    from jobrunner.worker.registration import Departure
 
-def run(options: WorkerOptions) -> int:
-    """Run one worker in this process until it is told to stop (or has drained). Returns its exit code: 0 after a clean end.
 
-    Takes over SIGTERM and SIGINT, and Jobrunner's log, which goes to standard error.
+def run(options: WorkerOptions) -> Departure:
+    """Run one worker in this process until it is told to stop, has drained or is out of time.
+
+    Takes over SIGTERM and SIGINT. Its log is that of `jobrunner.worker.log.configure`.
+
+    Returns:
+        Why it left, with its exit code: 0 after a clean end.
 
     Raises:
         DatabaseUnreachable, SchemaError, AppImportError: before anything was claimed.
     """
-    from jobrunner.worker.log import configure
     from jobrunner.worker.supervisor import Supervisor
 
-    configure(options.log_format, options.log_level)
     return Supervisor(options).run()
 
 

@@ -6,6 +6,7 @@ that it will.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -26,8 +27,14 @@ class Finisher:
     def __init__(self) -> None:
         self.succeeded_count = 0
         self.failed_count = 0
+        self._tally: Counter[str] = Counter()
         self._in_doubt: set[tuple[int, int]] = set()
         self._settled: set[Settled] = set()
+
+    @property
+    def failed_jobs(self) -> int:
+        """Jobs that ended as failed or quarantined; fewer than attempts that failed, after most of which another follows."""
+        return self._tally["fail"] + self._tally["quarantine"]
 
     def write(self, store: Store, ended: Sequence[Ended]) -> None:
         """Write the outcomes among `ended` in one transaction; one by one when PostgreSQL refuses the batch for what is in it.
@@ -38,7 +45,7 @@ class Finisher:
         self._count_settled([outcome for outcome in ended if isinstance(outcome, Settled)])
         outcomes: list[Outcome] = [outcome for outcome in ended if not isinstance(outcome, Settled)]
         try:
-            refused = store.finish(outcomes) if outcomes else []
+            refused = store.finish(outcomes, self._tally) if outcomes else []
         except psycopg.Error as error:
             if is_transient(error):
                 self._in_doubt.update((outcome.id, outcome.lease) for outcome in outcomes)
@@ -57,7 +64,7 @@ class Finisher:
         """Write one outcome, or what can be said of it. Returns it when it was refused."""
         for version in (outcome, _without_result(outcome), _bare(outcome)):
             try:
-                return store.finish([version])
+                return store.finish([version], self._tally)
             except psycopg.Error as error:
                 if is_transient(error):
                     raise

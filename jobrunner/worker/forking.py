@@ -38,8 +38,14 @@ class Forking:
         # A session of its own: Ctrl-C in the terminal reaches the worker only, which ends its children in order.
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
         theirs.close()
-        wire.send_message(self.control, {"dsn": dsn})
-        message = self.hear()
+        try:
+            wire.send_message(self.control, {"dsn": dsn})
+            message = self.hear()
+        except BaseException:  # told to stop while it imports
+            self.process.kill()
+            self.process.wait()
+            self.close()
+            raise
         if message.get("event") != "ready":
             self.process.wait()
             fallback = f"the process that imports the app ended with status {self.process.returncode} before it was ready"

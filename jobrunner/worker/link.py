@@ -22,6 +22,7 @@ from jobrunner.worker import notebook
 from jobrunner.worker.claimer import Room
 from jobrunner.worker.finisher import Finisher
 from jobrunner.worker.log import logger
+from jobrunner.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from jobrunner.worker.claimer import Claimer
 
 MAINTENANCE = 1.0  # seconds between looks for lost workers and cancellations
-PARTITIONS = 3600.0  # seconds between looks at partitions
-DAYS_AHEAD = 7
 _MAX_BACKOFF = 5.0  # seconds between attempts to reach a database that is away
 _BATCH = 1000  # outcomes of one transaction
 
@@ -44,11 +43,16 @@ class Link(threading.Thread):
 
     Args:
         claimers: one for each lane of the pool, in the same order.
+        chores: rare steps that keep the tables in shape; see `Upkeep`.
     """
 
-    def __init__(self, dsn: Dsn, worker_id: int, claimers: Sequence[Claimer], wake_main: Callable[[], None]) -> None:
+    def __init__(
+        self, dsn: Dsn, claimers: Sequence[Claimer], wake_main: Callable[[], None], chores: Sequence[Callable[[Store], object]] = ()
+    ) -> None:
         super().__init__(name="jobrunner-link", daemon=True)
-        self.dsn, self.worker_id, self.claimers = dsn, worker_id, claimers
+        self.dsn, self.claimers = dsn, claimers
+        self.worker_id = 0
+        self.rescued_count = 0
         self.finisher = Finisher()
         self.events: deque[tuple[str, Any]] = deque()
         self.fatal: BaseException | None = None
@@ -65,7 +69,8 @@ class Link(threading.Thread):
         self._connection: Connection[Any] | None = None
         self._held: dict[int, int] = {}  # job id → lease, from a claim's answer to the commit of its outcome
         self._maintain_at = 0.0
-        self._partitions_at = 0.0
+        self._upkeep = Upkeep(chores, clock.monotonic())
+        self._tidy = False
         self._outage_since: float | None = None
         self._failures = 0
 
@@ -106,15 +111,15 @@ class Link(threading.Thread):
         with self._condition:
             self._claiming = False
 
-    def close(self) -> None:
-        """Write what is left and end the thread."""
+    def close(self, *, tidy: bool = False) -> None:
+        """Write what is left, take the rare steps when asked to `tidy`, and end the thread."""
         with self._condition:
             self._claiming = False
-            self._closing = True
+            self._closing, self._tidy = True, tidy
             self._condition.notify()
 
-    def rejoin(self, worker_id: int) -> None:
-        """The lease was lost and the worker has registered anew."""
+    def join_as(self, worker_id: int) -> None:
+        """The worker has registered; after a lost lease, anew."""
         with self._condition:
             self.worker_id = worker_id
             self._held.clear()
@@ -131,9 +136,11 @@ class Link(threading.Thread):
         while True:
             with self._condition:
                 self._condition.wait_for(self._has_work, timeout=self._patience())
-                if self._closing and not self._outcomes and not self._notebook:
-                    break
+                done = self._closing and not self._outcomes and not self._notebook
             try:
+                if done:
+                    self._finish()
+                    break
                 self._round()
                 self._recovered()
             except (psycopg.Error, DatabaseUnreachable, OSError) as error:
@@ -179,10 +186,20 @@ class Link(threading.Thread):
             for outcome in outcomes:
                 self._held.pop(outcome.id, None)
             self._tell("written", len(outcomes))
+        # Before the claim: a worker that drains must not leave before it has looked for the jobs of lost ones.
+        if maintains := clock.monotonic() >= self._maintain_at:
+            self._maintain(store)
         self._claim(store)
-        now = clock.monotonic()
-        if now >= self._maintain_at:
-            self._maintain(store, now)
+        if maintains:
+            self._upkeep.run(store, clock.monotonic())
+
+    def _finish(self) -> None:
+        """Nothing is left to write. The rare steps are for a database that answers; others take them as well."""
+        if self._tidy and self._outage_since is None:
+            try:
+                self._upkeep.finish(self._connected())
+            except (psycopg.Error, DatabaseUnreachable, OSError) as error:
+                logger.warning("upkeep broken off; others take it up", extra={"error": type(error).__name__})
 
     def _write_words(self, store: Store, *, at_once: bool) -> None:
         """Write what jobs said: before any end that is about to be written, else when it has waited long enough."""
@@ -228,9 +245,10 @@ class Link(threading.Thread):
         if all(claimer.idle for claimer in self.claimers):
             self._tell("idle", None)
 
-    def _maintain(self, store: Store, now: float) -> None:
-        self._maintain_at = now + MAINTENANCE
+    def _maintain(self, store: Store) -> None:
+        self._maintain_at = clock.monotonic() + MAINTENANCE
         lost, count = store.rescue()
+        self.rescued_count += count
         for worker in lost:
             logger.warning("rescued the jobs of a lost worker", extra={"worker": worker.name, "worker_id": worker.id, "jobs": count})
         if count:
@@ -240,15 +258,6 @@ class Link(threading.Thread):
             cancelled = [held.id for held in store.held_jobs(self.worker_id) if held.cancel_requested]
             if cancelled:
                 self._tell("cancel", cancelled)
-        if now >= self._partitions_at:
-            self._partitions_at = now + PARTITIONS
-            try:
-                with store.connection.transaction():
-                    store.connection.execute("SET LOCAL lock_timeout = '1s'")
-                    store.ensure_partitions(DAYS_AHEAD)
-            except (psycopg.errors.LockNotAvailable, psycopg.errors.InsufficientPrivilege) as error:
-                self._partitions_at = now + PARTITIONS / 60
-                logger.warning("partitions not made; will try again", extra={"error": type(error).__name__})
 
     def _connected(self) -> Store:
         if self._connection is None or self._connection.closed:

@@ -16,14 +16,24 @@ _PLAIN = re.compile(r"^[\w.:/@+,-]+$")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
-def configure(log_format: str, level: str) -> None:
-    """Send Jobrunner's log to standard error. Called once, by the process that is the worker."""
+def configure(log_format: str, level: str, *, only_trouble: bool = False) -> None:
+    """Send Jobrunner's log to standard error. Called once, by the process that is the worker.
+
+    Args:
+        only_trouble: leave out that an attempt failed or was superseded: the job's own record has it. A process that died is told.
+    """
     handler = logging.StreamHandler(sys.stderr)
+    if only_trouble:
+        handler.addFilter(_is_trouble)
     handler.setFormatter(_Logfmt() if log_format == "logfmt" else _Json())
     root = logging.getLogger(SCHEMA)
     root.handlers[:] = [handler]
     root.setLevel(level)
     root.propagate = False
+
+
+def _is_trouble(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or not hasattr(record, "job")
 
 
 def _facts(record: logging.LogRecord) -> dict[str, object]:

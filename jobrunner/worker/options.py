@@ -12,8 +12,13 @@ from jobrunner.errors import ConfigurationError
 from jobrunner.settings import DEFAULT_QUEUE, LEASE
 
 if TYPE_CHECKING:
-    from jobrunner.settings import Dsn
+    from collections.abc import Callable
 
+    from jobrunner.settings import Dsn
+    from jobrunner.store import Store
+
+MAX_POOL = 200  # characters of a pool's name: a line of `jobrunner workers runs` stays a line
+MAX_POOL_SLOTS = 1000  # each is asked for in turn
 _MIN_LEASE = timedelta(seconds=1)  # below, a busy machine loses leases without anything being wrong
 
 
@@ -43,6 +48,13 @@ class WorkerOptions:
         poll: the longest pause between two looks at the queues.
         listen: take wake-ups by LISTEN on a third connection.
         max_jobs, max_seconds: stop in order after so many jobs claimed, or after so long.
+        began: `clock.monotonic()` from which `max_seconds` counts; None for when it begins to work.
+        pool, pool_slots: the worker must have one of so many slots of that pool to itself, whatever host the others are on; None for
+            a worker that runs beside any other.
+        patience: how long to try to reach the database at the start.
+        fail_on_job_failure: leave with 1 when a job ended here as failed or quarantined.
+        chores: rare steps that keep the tables in shape, called with a store; see `jobrunner.worker.upkeep`.
+        code_of: the exit code that stands for an error, for the record in `worker_runs`.
     """
 
     dsn: Dsn
@@ -62,8 +74,13 @@ class WorkerOptions:
     listen: bool = True
     max_jobs: int | None = None
     max_seconds: float | None = None
-    log_format: str = "logfmt"
-    log_level: str = "INFO"
+    began: float | None = None
+    pool: str | None = None
+    pool_slots: int = 1
+    patience: timedelta = timedelta(0)
+    fail_on_job_failure: bool = False
+    chores: tuple[Callable[[Store], object], ...] = ()
+    code_of: Callable[[BaseException], int] | None = None
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.queues]
@@ -80,7 +97,8 @@ class WorkerOptions:
             "poll": self.poll <= timedelta(0),
             "max-jobs": self.max_jobs is not None and self.max_jobs < 1,
             "max-seconds": self.max_seconds is not None and self.max_seconds <= 0,
-            "log-format": self.log_format not in {"logfmt", "json"},
+            "pool": self.pool is not None and not (self.pool and self.pool.isprintable() and len(self.pool) <= MAX_POOL),
+            "pool-slots": not 1 <= self.pool_slots <= MAX_POOL_SLOTS,
         }
         for option, wrong in problems.items():
             if wrong:
@@ -110,5 +128,6 @@ _HINTS = {
     "poll": "above 0 seconds; the default is 1",
     "max-jobs": "at least 1",
     "max-seconds": "above 0",
-    "log-format": "logfmt or json",
+    "pool": f"a name of at most {MAX_POOL} printable characters",
+    "pool-slots": f"1 to {MAX_POOL_SLOTS}",
 }

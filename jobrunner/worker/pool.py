@@ -395,7 +395,5 @@ class Pool:
 
     def next_deadline(self, now: float) -> float | None:
         """Seconds until something here is due without an event."""
-        times = self.enforcer.next_deadline(self.children())
-        for lane in self.lanes:
-            times += lane.next_deadline(now)
+        times = [*self.enforcer.next_deadline(self.children()), *(at for lane in self.lanes for at in lane.next_deadline(now))]
         return max(0.0, min(times) - now) if times else None

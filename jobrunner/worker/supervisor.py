@@ -1,141 +1,146 @@
 """Owns a worker's life: start, the main loop between children and database, lost leases, shutdown.
 
-It must not run SQL after the start (the link does) nor task code (the children do).
+It must not run SQL (link and registration do) nor task code (the children do).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import selectors
 import signal
 import socket
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from jobrunner import clock, migrate
-from jobrunner.connecting import connect
-from jobrunner.errors import JobrunnerError
-from jobrunner.jobs import Leaving, WorkerCounts
-from jobrunner.store import Store
+from jobrunner import clock
+from jobrunner.jobs import WorkerCounts
 from jobrunner.worker.claimer import Claimer, Room
-from jobrunner.worker.heartbeat import Heartbeat
 from jobrunner.worker.link import Link
 from jobrunner.worker.listener import Listener
 from jobrunner.worker.log import logger
 from jobrunner.worker.pool import Pool, Shape
+from jobrunner.worker.registration import BUSY, FAILED, LOST, Departure, Registration
+from jobrunner.worker.sight import Sight
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from jobrunner.jobs import ClaimedJob
+    from jobrunner.worker.heartbeat import Heartbeat
     from jobrunner.worker.lanes import Lane
     from jobrunner.worker.options import WorkerOptions
 
-LONG = 5.0  # seconds after which a running job's start is put on record
 TICK = 1.0  # seconds between turns of the loop when nothing happens
 FENCE_MARGIN = 0.05  # of the lease: children are killed this much before the database may give their jobs away
+JOBS_FAILED = 1  # the exit code of a worker that is to fail when a job does
 _LAST_WORDS = 10.0  # seconds a stopping worker waits for a database that is away
 
 
+class _ToldToStop(BaseException):
+    """A signal came while the application was being imported, which may take long: there is nothing to finish."""
+
+
 class Supervisor:
-    """One worker process: `run` returns its exit code."""
+    """One worker process, from its row in `workers` to the record of its run."""
 
     def __init__(self, options: WorkerOptions) -> None:
         self.options = options
         self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
         self.pool = self._new_pool()
+        queues = [name for name, _ in options.queues]
+        self._claimers = [Claimer(queues, [], options.poll.total_seconds()) for _ in self.pool.lanes]
+        self.link = Link(options.dsn, self._claimers, self._wake, options.chores)
+        self.listener = Listener(options.dsn, frozenset(queues), self.link.wake) if options.listen and not options.drain else None
+        self.sight = Sight()
+        self.registration = Registration(options, counts=self._counts, running=lambda: self.sight.running, extended=self._extend_lease)
         self.exit_signal: int | None = None
-        self.worker_id = 0
         self.claimed_count = 0
         self._limits = {name: limit for name, limit in options.queues if limit is not None}
-        self._wake_read, self._wake_write = socket.socketpair()
+        self._importing = False
+        self._imported = False
         self._signals = 0
         self._grace_ends: float | None = None
         self._ended = False
         self._drained = False
-        self._long_at = 0.0
-        self._shown = "[]"  # what runs here, as of the last look; read by the heartbeat
-        self._shown_jobs: list[int] = []
-        self._show_at = 0.0
+        self._time_over = False
+        self._slot_lost = False
         self._claims = 0
         self._starts: list[tuple[int, int, float]] = []
 
     # -- start and end
 
-    def run(self) -> int:
+    def run(self) -> Departure:
         """Work until told to stop, drained, or out of time.
 
         Raises:
-            DatabaseUnreachable, SchemaError, AppImportError: at the start, before anything is claimed.
+            DatabaseUnreachable, SchemaError: before a row was taken.
+            AppImportError: the application cannot be imported; that, as every error from here on, is on record in `worker_runs`.
         """
-        self._check_database()
-        self.pool.start()
+        self.registration.check_database()
+        self._catch_signals()
+        if not self.registration.take([]):
+            return Departure(BUSY)
         try:
-            self._register()
-            self._start_threads()
-            return self._loop()
-        finally:
-            if self.pool.forking.process.poll() is None:
-                self.pool.halt("deploy")
+            return self._work()
+        except BaseException as error:
+            self._give_up(error)
+            raise
+
+    def _work(self) -> Departure:
+        self.link.join_as(self.worker_id)
+        try:
+            ready = self._import_app()
+        except _ToldToStop:
+            ready = False
+        if ready:
+            self.link.start()
+            if self.listener is not None:
+                self.listener.start()
+            self._loop()
+        return self._leave()
+
+    def _import_app(self) -> bool:
+        """Start the pool, which imports the application, and say which tasks run here. False when the worker is to leave already."""
+        self._importing = True
+        if not self._signals:
+            self.pool.start()
+        self._importing = False
+        if self._signals:
+            return False
+        self._imported = True
+        self._extend_lease(self.heartbeat.ends)
+        tasks = list(self.pool.forking.tasks)
+        for claimer, lane in zip(self._claimers, self.pool.lanes, strict=True):
+            claimer.tasks = self.pool.tasks_of(lane)
+        if not self.registration.announce(tasks):
+            logger.error("lease lost while the app was imported", extra={"worker_id": self.worker_id})
+            if not self._register_again():
+                return False
+        options = self.options
+        shown = {"worker": options.shown_name, "worker_id": self.worker_id, "slots": options.all_slots, "tasks": len(tasks)}
+        logger.info("worker started", extra={**shown, "queues": ",".join(name for name, _ in options.queues)})
+        if not tasks:
+            logger.warning("the app registers no task: nothing can run here")
+        return True
 
     def _new_pool(self) -> Pool:
         options = self.options
         shape = Shape(options.slots, options.threads, options.async_slots, options.max_jobs_per_child, options.max_memory_per_child)
         return Pool(options.app, options.dsn.url, shape, self._selector)
 
-    def _check_database(self) -> None:
-        connect(self.options.dsn).close()  # its error is the one with the reason
-        migrate.check(self.options.dsn.url)
+    @property
+    def worker_id(self) -> int:
+        """Of its row in `workers`."""
+        return self.registration.worker_id
 
-    def _register(self) -> None:
-        tasks = list(self.pool.forking.tasks)
-        facts = {
-            "name": self.options.shown_name,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "kind": self.options.kind,
-            "version": version("jobrunner-pg"),
-            "queues": [name for name, _ in self.options.queues],
-            "tasks": tasks,
-            "slots": self.options.all_slots,
-        }
-        with connect(self.options.dsn) as connection:
-            sent = clock.monotonic()
-            worker_id = Store(connection).register_worker(facts, self.options.lease)
-            if worker_id is None:  # only a worker that wants a slot is turned away
-                raise JobrunnerError("the worker could not be registered")
-            self.worker_id = worker_id
-        self._lease_from = sent
-        shown = {"worker": facts["name"], "worker_id": self.worker_id, "slots": self.options.all_slots, "tasks": len(tasks)}
-        logger.info("worker started", extra={**shown, "queues": ",".join(name for name, _ in self.options.queues)})
-        if not tasks:
-            logger.warning("the app registers no task: nothing can run here")
-
-    def _start_threads(self) -> None:
-        queues = [name for name, _ in self.options.queues]
-        claimers = [Claimer(queues, self.pool.tasks_of(lane), self.options.poll.total_seconds()) for lane in self.pool.lanes]
-        self.link = Link(self.options.dsn, self.worker_id, claimers, self._wake)
-        self._start_heartbeat()
-        self.listener = (
-            Listener(self.options.dsn, frozenset(queues), self.link.wake) if self.options.listen and not self.options.drain else None
-        )
-        self.link.start()
-        if self.listener is not None:
-            self.listener.start()
-
-    def _start_heartbeat(self) -> None:
-        ends = self._lease_from + self.options.lease.total_seconds()
-        self._extend_lease(ends)
-        self.heartbeat = Heartbeat(
-            self.options.dsn, self.worker_id, self.options.lease, ends,
-            counts=self._counts, running=lambda: self._shown, extended=self._extend_lease,
-        )  # fmt: skip
-        self.heartbeat.start()
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """What keeps the lease."""
+        return self.registration.heartbeat
 
     def _extend_lease(self, ends: float) -> None:
-        self.pool.forking.extend_lease(ends)
+        if self._imported:
+            self.pool.forking.extend_lease(ends)
 
     def _counts(self) -> WorkerCounts:
         finisher = self.link.finisher
@@ -143,11 +148,12 @@ class Supervisor:
 
     # -- the loop
 
-    def _loop(self) -> int:
-        self._catch_signals()
+    def _loop(self) -> None:
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda: self._wake_read.recv(4096))
         started = clock.monotonic()
         self.pool.fork_missing(started)
+        if self.options.began is not None:
+            started = self.options.began
         while not self._ended:
             due = self.pool.next_deadline(clock.monotonic())
             ready = self._selector.select(TICK if due is None else min(TICK, due))
@@ -170,8 +176,8 @@ class Supervisor:
             self._hand_out(now)
             self._mind_the_end(now, started)
             self._exchange(now)
-            self._show(now)
-        return self._leave()
+            if self.sight.look(self.pool, now):
+                self.heartbeat.news()
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # enough of them are waiting to be read
@@ -216,7 +222,7 @@ class Supervisor:
                 self._starts.append((job.id, job.lease, 0.0))
 
     def _exchange(self, now: float) -> None:
-        starts = self._starts + self._long_running(now)
+        starts = self._starts + self.sight.long_running(self.pool, now)
         self._starts = []
         self._hand_over(starts, [self._room(lane, now) for lane in self.pool.lanes])
 
@@ -225,31 +231,6 @@ class Supervisor:
         if notes or lines:
             self.link.hear(notes, lines)
         self.link.exchange(self.pool.take_ended(), starts, rooms, self._claims)
-
-    def _long_running(self, now: float) -> list[tuple[int, int, float]]:
-        """Attempts that have been running for long and are not on record as begun; looked for at every heartbeat's pace."""
-        if now < self._long_at:
-            return []
-        self._long_at = now + LONG
-        found: list[tuple[int, int, float]] = []
-        for child in self.pool.children():
-            for run in child.active():
-                if not run.recorded and now - run.since > LONG:
-                    run.recorded = True
-                    found.append((run.job.id, run.job.lease, now - run.since))
-        return found
-
-    def _show(self, now: float) -> None:
-        """Keep for the heartbeat what the slots run; when jobs of some length come or go it is to say so soon."""
-        if now < self._show_at:
-            return
-        self._show_at = now + TICK
-        running = self.pool.running(now)
-        self._shown = json.dumps(running)
-        jobs = [run["job"] for run in running if run["seconds"] > TICK]
-        if jobs != self._shown_jobs:
-            self._shown_jobs = jobs
-            self.heartbeat.news()
 
     def _room(self, lane: Lane, now: float) -> Room:
         total = 0 if self.pool.stopping else lane.room(now)
@@ -275,17 +256,25 @@ class Supervisor:
         logger.error("lease lost: killing all children", extra={"worker_id": self.worker_id, "jobs": held})
         self.heartbeat.stop()
         self._replace_pool("lost lease", blame=False)
+        if not self._register_again():
+            self._ended = True
+
+    def _register_again(self) -> bool:
+        """Take a row anew. False when the worker has to leave: it was told to, or its slot is another's by now."""
         while not self._signals:
             try:
-                self._register()
+                taken = self.registration.take(self.pool.forking.tasks)
             except Exception as error:  # noqa: BLE001  the database may be away for as long as it likes
                 logger.warning("cannot register again yet", extra={"error": type(error).__name__})
                 self._selector.select(TICK)
-            else:
-                self.link.rejoin(self.worker_id)
-                self._start_heartbeat()
-                return
-        self._ended = True
+                continue
+            if not taken:
+                logger.error("another worker has the slot by now: leaving", extra={"pool": self.options.pool})
+                self._slot_lost = True
+                return False
+            self.link.join_as(self.worker_id)
+            return True
+        return False
 
     def _template_died(self) -> None:
         """Somebody killed the template (out of memory?), and the kernel its children: start another."""
@@ -296,9 +285,10 @@ class Supervisor:
     def _replace_pool(self, exit_cause: str, *, blame: bool) -> None:
         old = self.pool
         old.halt(exit_cause, blame=blame)
-        self.pool = self._new_pool()
-        self.pool.inherit(old)
-        self.pool.start()
+        new = self._new_pool()
+        new.inherit(old)
+        new.start()
+        self.pool = new  # only now: the heartbeat's thread speaks to its template
 
     def _mind_the_end(self, now: float, started: float) -> None:
         if not self._signals:
@@ -306,6 +296,7 @@ class Supervisor:
             full = self.options.max_jobs is not None and self.claimed_count >= self.options.max_jobs
             busy = any(True for _ in self.pool.in_flight()) or self.pool.unwritten or self.link.unwritten()
             if over:
+                self._time_over = True
                 self._stop(now)
             elif (self.options.drain and self._drained and not busy) or (full and not busy):
                 self._ended = True
@@ -328,30 +319,50 @@ class Supervisor:
         running = sum(1 for _ in self.pool.in_flight())
         logger.info("stopping", extra={"running": running, "grace_s": self.options.grace.total_seconds()})
 
-    def _leave(self) -> int:
-        self._hand_over([], [Room(0) for _ in self.pool.lanes])
-        self.link.close()
-        self.link.join(timeout=max(1.0, min(_LAST_WORDS, self.heartbeat.ends - clock.monotonic())))
-        self.heartbeat.stop()
+    def _leave(self) -> Departure:
+        # A worker that does not stay never comes to the rare steps in its rounds.
+        lost = self._flush(tidy=self.options.kind != "daemon" and self.exit_signal is None)
+        self._end_pool()
         if self.listener is not None:
             self.listener.stop()
-        lost = self.link.unwritten()
         if lost:
             logger.error("database away: outcomes not written; those jobs run again after the lease", extra={"outcomes": lost})
+        jobs_failed = self.link.finisher.failed_jobs
+        if lost or self._signals > 1:
+            exit_code = 128 + (self.exit_signal or signal.SIGTERM)
         else:
-            self._sign_off()
-        counts = self._counts()
-        logger.info("worker stopped", extra={"worker_id": self.worker_id, **counts._asdict()})
-        clean = not lost and self._signals <= 1
-        return 0 if clean else 128 + (self.exit_signal or signal.SIGTERM)
+            exit_code = JOBS_FAILED if jobs_failed and self.options.fail_on_job_failure else 0
+        departure = self.registration.close(Departure(self._why(), exit_code, jobs_failed=jobs_failed))
+        logger.info("worker stopped", extra={"worker_id": self.worker_id, "reason": departure.reason, **departure.counts._asdict()})
+        return departure
 
-    def _sign_off(self) -> None:
-        why = "signal" if self.exit_signal else "drained" if self.options.drain else "done"
+    def _why(self) -> str:
+        if self._slot_lost:
+            return LOST
+        if self.exit_signal is not None:
+            return "signal"
+        return "time" if self._time_over else "drained" if self.options.drain and self._drained else "done"
+
+    def _give_up(self, error: BaseException) -> None:
+        """After an error of which nothing is known: no child goes on, what it held is given back, the run is on record."""
         try:
-            with connect(self.options.dsn) as connection:
-                Store(connection).stop_worker(self.worker_id, Leaving(why), self._counts())
-        except Exception as error:  # noqa: BLE001  everything is written; the row is closed by the next rescue
-            logger.warning("could not close the worker's row", extra={"error": type(error).__name__})
+            self._end_pool()
+            self._flush()
+        finally:
+            code_of = self.options.code_of
+            self.registration.close(Departure(FAILED, 1 if code_of is None else code_of(error)), error)
+
+    def _end_pool(self) -> None:
+        if self._imported and self.pool.forking.process.poll() is None:
+            self.pool.halt("deploy")
+
+    def _flush(self, *, tidy: bool = False) -> int:
+        """Write what is left to write. Returns how much could not be written."""
+        if self.link.is_alive():
+            self._hand_over([], [Room(0) for _ in self.pool.lanes])
+            self.link.close(tidy=tidy)
+            self.link.join(timeout=max(1.0, min(_LAST_WORDS, self.heartbeat.ends - clock.monotonic())))
+        return self.link.unwritten()
 
     def _catch_signals(self) -> None:
         self._wake_write.setblocking(False)  # noqa: FBT003  the standard library's signature
@@ -362,3 +373,6 @@ class Supervisor:
     def _on_signal(self, number: int, _frame: FrameType | None) -> Any:
         self._signals += 1
         self.exit_signal = number
+        if self._importing:
+            self._importing = False
+            raise _ToldToStop

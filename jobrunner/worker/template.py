@@ -174,6 +174,9 @@ def _import_app(spec: str | None, dsn: str) -> JobRunner:
     jobs = load(spec)
     if any(task.running.transactional for task in jobs.registry.values()):
         importlib.import_module("jobrunner.worker.transactions")  # once here, not in every child
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the app may have put anything there
+            stream.flush()  # else every child prints once more what the import has printed
     return jobs
 
 

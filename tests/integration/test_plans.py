@@ -9,7 +9,7 @@ import pytest
 
 from jobrunner import statements
 from jobrunner.states import State
-from tests.support.calls import FENCED, RUNNING, Filled, fill, gather, parameters
+from tests.support.calls import FENCED, MOST, RUNNING, Filled, fill, gather, parameters
 from tests.support.explain import explain
 from tests.support.rows import EXPIRED, TASK, Scene, array, fenced_parameters
 
@@ -59,6 +59,10 @@ EXPECTED: dict[str, Expected] = {
     "register_worker": Expected(set()),
     "lost_workers": Expected(set()),
     "ensure_partitions": Expected(set()),
+    "left_due": Expected({"jobs_claim"}, extra=6 + 2 * MOST),
+    "prune_workers": Expected({"jobs_running"}),
+    "prune_worker_runs": Expected(set()),
+    "drop_partitions": Expected(set()),
 }
 
 

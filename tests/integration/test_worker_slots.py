@@ -97,10 +97,11 @@ def test_a_lost_worker_is_on_record_once(scene):
 def test_a_worker_that_leaves_in_order_is_on_record_once(scene):
     """Why it left, what it did, what it left behind and when the next job is due; a second leaving and a rescue add nothing."""
     worker = register(scene)
-    leaving = Leaving("error", exit_code=70, error="OSError: disk full", left_count=4, next_due_ms=60_000)
+    due = scene.one("SELECT now() + interval '1 minute'")
+    leaving = Leaving("error", exit_code=70, error="OSError: disk full", left_count=4, next_due_at=due)
     assert scene.store.stop_worker(worker, leaving, COUNTS) is True
     assert runs(scene, worker) == [("error", 70, "OSError: disk full", 6, 3, 2, 1, 4, *SLOT, "w", "cron")]
-    assert scene.one("SELECT next_due_at - finished_at FROM jobrunner.worker_runs") == timedelta(minutes=1)
+    assert scene.one("SELECT next_due_at FROM jobrunner.worker_runs") == due
     assert scene.store.stop_worker(worker, Leaving("done"), COUNTS) is False
     assert scene.store.rescue() == ([], 0)
     assert len(runs(scene, worker)) == 1

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jobrunner.states import TRANSITIONS
 from tests.support.rows import EXPIRED, FINISHED_COLUMNS, LEASE, TASK, Scene, array, fenced_parameters
 
+MOST = 50  # where a statement that counts stops
 RUNNING = 2000  # running jobs beside the queued ones, half of them under a lost worker
 FENCED = [transition.name for transition in TRANSITIONS if transition.fenced]
 
@@ -76,7 +77,7 @@ def parameters(filled: Filled, batch: int) -> dict[str, dict[str, Any]]:
         "held_jobs": {"worker_id": filled.alive}, "job_state": {"id": -first},
         "has_succeeded": {"ids": [-job_id for job_id in queued["ids"]], "leases": [LEASE] * len(queued["ids"])},
         "heartbeat": {"worker_id": filled.alive, "lease_ms": 1000, "rss_bytes": None, "memory_bytes": None, "running": "[]", **counts},
-        "stop_worker": {"worker_id": filled.alive, "last_exit": "done", "exit_code": 0, "error": None, "left_count": 0, "next_due_ms": None, **counts},
+        "stop_worker": {"worker_id": filled.alive, "last_exit": "done", "exit_code": 0, "error": None, "left_count": 0, "next_due_at": "2026-11-25 12:05+00", **counts},
         "register_worker": {**register, "pool": None, "pool_slot": None}, "give_up_slot": slot,
         "set_tasks": {"worker_id": filled.alive, "tasks": [TASK]},
         "log": {
@@ -84,4 +85,7 @@ def parameters(filled: Filled, batch: int) -> dict[str, dict[str, Any]]:
             "levels": array([20] * batch), "loggers": ["shop"] * batch, "messages": ["sold"] * batch, "age_ms": array([3] * batch),
         },
         "lost_workers": {}, "ensure_partitions": {"ahead": 7},
+        "left_due": {"queues": ["default", "none"], "most": MOST},
+        "prune_workers": {"keep_ms": 86_400_000, "most": 100}, "prune_worker_runs": {"keep_ms": 86_400_000, "most": 100},
+        "drop_partitions": {"parent": "job_logs", "keep_ms": 30 * 86_400_000, "most": 2},
     }  # fmt: skip

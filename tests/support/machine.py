@@ -36,6 +36,7 @@ NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
         lambda: bool(shutil.which("chromedriver") and (shutil.which("chromium") or shutil.which("google-chrome"))),
     ),
     "cgroups": ("control groups of memory and pids that can be made and limited", _can_make_groups),
+    "crond": ("cron", lambda: shutil.which("cron", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None),
     "linux": ("a /proc file system", lambda: Path("/proc/self/stat").exists()),
     "pgbouncer": ("pgbouncer", lambda: shutil.which("pgbouncer") is not None),
     "postgresql15": ("Debian's PostgreSQL 15", lambda: Path("/usr/lib/postgresql/15/bin/postgres").exists()),

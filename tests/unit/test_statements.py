@@ -17,7 +17,7 @@ from jobrunner.store import Store
 from tools.states_doc import headline
 
 NAMES = sorted(statements.names())
-READING = {"find_due", "has_succeeded", "held_jobs", "job_state"}
+READING = {"find_due", "has_succeeded", "held_jobs", "job_state", "left_due"}
 WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM)\s+(?!OF\b|SKIP\b)jobrunner\.")
 SESSION_BOUND = re.compile(r"pg_advisory_lock|pg_try_advisory_lock\b|\bLISTEN\b|\bNOTIFY\b|pg_notify|\bSET (?:LOCAL|SESSION)\b")
 FACTS = ("name", "host", "pid", "kind", "version", "queues", "tasks", "slots")
@@ -64,7 +64,7 @@ def test_a_file_is_one_statement_and_schema_qualified(name):
     body = statements.load(name)
     assert ";" not in body
     assert not re.search(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+(?:ONLY\s+)?(?:jobs|job_history|job_attempts|workers)\b", body)
-    assert bool(WRITES.search(body)) == (name not in READING | {"ensure_partitions"})
+    assert bool(WRITES.search(body)) == (name not in READING | {"ensure_partitions", "drop_partitions"})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -131,7 +131,8 @@ def test_the_store_passes_what_the_files_ask_for(monkeypatch):
     store.claim(1, [], "default", 0, 1)
     store.finish([Succeeded(1, 1, None, 1, 1, 1.0), *(Unsuccessful(ending, 1, 1) for ending in Ending)])
     store.start([])
-    store.register_worker(dict.fromkeys(FACTS), second, slot=("pool", 1))
+    store.register_worker(dict.fromkeys(FACTS), second)
+    store.take_slot(dict.fromkeys(FACTS), second, "pool", 1)
     store.heartbeat(1, second, WorkerSight(), counts)
     store.stop_worker(1, Leaving("done"), counts)
     store.set_tasks(1, [])
@@ -139,6 +140,12 @@ def test_the_store_passes_what_the_files_ask_for(monkeypatch):
     store.log([LogLine(1, 1, 1, 20, "shop", "sold", 1.0)])
     store.held_jobs(1)
     store.ensure_partitions(1)
+    store.prune_workers(second, 1)
+    store.prune_worker_runs(second, 1)
+    store.drop_partitions("job_logs", second, 1, second)
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "fetchone", lambda _: (1, None))
+        store.remains([], 1)
     store.cancel(1)
     store.requeue(1)
     store._illegal(1, "cancel")
