@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
@@ -96,7 +96,7 @@ class _Guard:
         self.mark = f"{context.id}.{context.lease}"
         self.connections: list[sa.Connection] = []
         try:
-            self._engine = session.get_bind(clause=schema.jobs).engine
+            self._bind = session.get_bind(clause=schema.jobs)
         except UnboundExecutionError as error:
             raise ConfigurationError("the application's session has no database for the tables of jobs", hint=_ONE_DATABASE) from error
 
@@ -126,15 +126,16 @@ class _Guard:
             )
 
     def _begun(self, _session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
-        if transaction.nested or connection.engine is not self._engine:
-            return
+        if transaction.nested or not (connection.engine is self._bind or connection.engine is self._bind.engine):
+            return  # a savepoint, or another of the session's databases
         if getattr(connection.connection.driver_connection, "autocommit", False):
             raise ConfigurationError(
                 "a transactional task needs a session with transactions; the engine of this one has isolation_level='AUTOCOMMIT'",
                 hint="give JobRunner(session=…) a session on an engine without it",
             )
         self.connections.append(connection)
-        event.listen(connection, "commit", self._connection_committing)
+        if isinstance(connection, Connection):  # a test's stand-in never commits
+            event.listen(connection, "commit", self._connection_committing)
         context = self._context
         connection.exec_driver_sql(_BEGIN, {"mark": self.mark, "name": _name(context.id, context.lease)})
         if context.lease > 1:

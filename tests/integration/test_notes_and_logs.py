@@ -43,13 +43,13 @@ def test_a_note_changes_what_it_names_and_nothing_else(scene):
     """Each part of a note is kept by itself; what a note does not name stays as it was, other columns too."""
     job_id = scene.job(State.RUNNING)
     before = scene.row(job_id)
-    assert scene.store.note([Note(job_id, LEASE, fraction=0.25)]) == {job_id}
+    assert scene.store.note([Note(job_id, LEASE, fraction=0.25)]) == {(job_id, LEASE)}
     assert said(scene, job_id) == {"progress": 0.25, "progress_text": None, "checkpoint": None}
-    assert scene.store.note([Note(job_id, LEASE, text="page 4/8", checkpoint=CHECKPOINT)]) == {job_id}
+    assert scene.store.note([Note(job_id, LEASE, text="page 4/8", checkpoint=CHECKPOINT)]) == {(job_id, LEASE)}
     assert said(scene, job_id) == {**SAID, "progress": 0.25}
-    assert scene.store.note([Note(job_id, LEASE, fraction=0.5)]) == {job_id}
+    assert scene.store.note([Note(job_id, LEASE, fraction=0.5)]) == {(job_id, LEASE)}
     assert scene.row(job_id) == {**before, **SAID}
-    assert scene.store.note([Note(job_id, LEASE)]) == {job_id}
+    assert scene.store.note([Note(job_id, LEASE)]) == {(job_id, LEASE)}
     assert scene.row(job_id) == {**before, **SAID}
 
 
@@ -57,7 +57,7 @@ def test_a_checkpoint_may_be_any_json(scene):
     """JSON null is a checkpoint like any other, and is told from none."""
     job_id = scene.job(State.RUNNING)
     for text in ("null", "[1, 2]", '"x"', "12345678901234567890"):
-        assert scene.store.note([Note(job_id, LEASE, checkpoint=text)]) == {job_id}
+        assert scene.store.note([Note(job_id, LEASE, checkpoint=text)]) == {(job_id, LEASE)}
         assert scene.one("SELECT checkpoint::text FROM jobrunner.jobs WHERE id = %s", (job_id,)) == text
 
 
@@ -67,7 +67,7 @@ def test_a_note_of_a_superseded_attempt_is_refused(scene, lease):
     current, superseded = scene.job(State.RUNNING), scene.job(State.RUNNING)
     before = scene.row(superseded)
     notes = [Note(superseded, lease, 0.5, "page 4/8", CHECKPOINT), Note(current, LEASE, 0.5, "page 4/8", CHECKPOINT)]
-    assert scene.store.note(notes) == {current}
+    assert scene.store.note(notes) == {(current, LEASE)}
     assert said(scene, current) == SAID
     assert scene.row(superseded) == before
 
@@ -85,7 +85,7 @@ def test_what_was_said_survives_until_the_next_attempt(scene):
     for ending in (Ending.RETRY, Ending.SNOOZE, Ending.RELEASE, Ending.CRASH, None):
         worker = scene.worker(EXPIRED)
         job_id = scene.job(State.RUNNING, worker_id=worker, queue=str(ending))
-        assert scene.store.note([Note(job_id, LEASE, 0.5, "page 4/8", CHECKPOINT)]) == {job_id}
+        assert scene.store.note([Note(job_id, LEASE, 0.5, "page 4/8", CHECKPOINT)]) == {(job_id, LEASE)}
         if ending is None:
             assert scene.store.rescue()[1] == 1
         else:
@@ -148,12 +148,20 @@ def test_lines_of_a_superseded_attempt_are_dropped(scene, lease):
     assert scene.snapshot() == before
 
 
-@pytest.mark.parametrize("state", [state for state in State if state is not State.RUNNING])
+@pytest.mark.parametrize("state", sorted(set(State) - {State.RUNNING, State.SUCCEEDED}))
 def test_only_a_running_attempt_logs(scene, state):
     """A line that comes after the end, or before the beginning, is dropped, whatever its lease; so is that of no job."""
     job_id = scene.job(state)
     assert scene.store.log([line(job_id), line(2**40)]) == 0
     assert logged(scene) == []
+
+
+@pytest.mark.parametrize(("lease", "kept"), [(LEASE, 1), (LEASE - 1, 0), (LEASE + 1, 0)])
+def test_the_last_words_of_an_attempt_that_ended_its_job_itself(scene, lease, kept):
+    """A transactional task ends its job before the worker has written its last lines and notes: they count, by their lease."""
+    job_id = scene.job(State.SUCCEEDED)
+    assert scene.store.log([line(job_id, lease)]) == kept
+    assert scene.store.note([Note(job_id, lease, 0.5)]) == ({(job_id, lease)} if kept else set())
 
 
 def test_nothing_to_say_is_no_error(scene):
