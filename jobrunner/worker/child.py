@@ -62,7 +62,7 @@ def serve(jobs: JobRunner, channels: Channels, recycling: Recycling) -> None:
             count += 1
             flush_streams()
             reason = child.reason_to_leave(count, recycling)
-            outbox.send(line)
+            outbox.finish(line)
             if reason is not None:
                 outbox.send(["retire", reason])
                 return
