@@ -161,27 +161,57 @@ def retry(ids: tuple[int, ...]) -> None:
         job.retry()
         return "queued: due now"
 
-    _each(ids, again)
+    _conclude(*_each(_runner(write=True), ids, again))
 
 
 @click.command(cls=Command)
 @click.argument("ids", nargs=-1, required=True, type=JOB_ID, metavar="ID...")
-def cancel(ids: tuple[int, ...]) -> None:
-    """Cancel waiting jobs; ask running ones to stop."""
+@click.option("--wait", "waits", is_flag=True, help="Until the running ones have ended: exit 0 if all are cancelled, 1 if not.")
+@click.option("--timeout", type=DURATION, metavar="DURATION", help="With --wait: leave with 5 then.  [default: wait for ever]")
+def cancel(ids: tuple[int, ...], *, waits: bool, timeout: timedelta | None) -> None:
+    """Cancel waiting jobs; ask running ones to stop.
+
+    A running job is told within a second (`should_stop()`), 2 s later an exception is raised in it, a second after that it is ended by
+    force.
+    """
+    if timeout is not None and not waits:
+        raise CommandError(Code.USAGE, "--timeout is for how long --wait waits: give both")
     texts = {"cancelled": "cancelled", "requested": "running: asked to stop"}
-    _each(ids, lambda job: texts[job.cancel()])
+    runner = _runner(write=True)
+    answers, code = _each(runner, ids, lambda job: texts[job.cancel()])
+    if waits:
+        code = _await_ends(runner, answers, timeout) or code
+    _conclude(answers, code)
 
 
-def _each(ids: Iterable[int], verb: Callable[[Job[Any]], str]) -> None:
-    """Do it to every job, whatever becomes of the others; the exit code is that of the first one refused."""
+def _await_ends(runner: JobRunner, answers: list[dict[str, Any]], timeout: timedelta | None) -> int:
+    """Wait for the jobs that were asked to stop and put their final states in place. Returns the exit code."""
+    deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
+    code = 0
+    for answer in answers:
+        if answer.get("state") != "running":
+            continue
+        try:
+            answer["state"] = runner.job(answer["id"]).wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except TimeoutError as error:
+            code = report(not_finished(answer["id"], error), shared())
+            continue
+        if answer["state"] != "cancelled":  # it was faster, or went back to the queue with its worker
+            code = code or Code.BAD
+        if not shared().json:
+            say(f"job {answer['id']} {was(answer['state'])}")
+    return code
+
+
+def _each(runner: JobRunner, ids: Iterable[int], verb: Callable[[Job[Any]], str]) -> tuple[list[dict[str, Any]], int]:
+    """Do it to every job, whatever becomes of the others. Returns what became of each, and the exit code of the first one refused."""
     from jobrunner.errors import JobrunnerError
 
-    handle = _runner(write=True).job
     answers: list[dict[str, Any]] = []
     code = 0
     for job_id in ids:
         try:
-            answer = verb(handle(job_id))
+            answer = verb(runner.job(job_id))
         except JobrunnerError as error:
             code = code or report(error, shared())
             answers.append({"id": job_id, "done": False, "error": str(error)})
@@ -189,6 +219,10 @@ def _each(ids: Iterable[int], verb: Callable[[Job[Any]], str]) -> None:
             answers.append({"id": job_id, "done": True, "state": answer.partition(":")[0]})
             if not shared().json:
                 say(f"job {job_id} is {answer}")
+    return answers, code
+
+
+def _conclude(answers: list[dict[str, Any]], code: int) -> None:
     if shared().json:
         print_json({"jobs": answers})
     if code:

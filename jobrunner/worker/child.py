@@ -64,7 +64,7 @@ def serve(jobs: JobRunner, channels: Channels, recycling: Recycling) -> None:
             line = child.run(wire.decode_job(data))
             flush_streams()
             reason = child.reason_to_leave(recycling)
-            outbox.send(line)
+            outbox.finish(line)
             if last:
                 return
             if reason is not None:

@@ -76,9 +76,13 @@ class Finisher:
             if (lost.id, lost.lease) in self._in_doubt:
                 logger.info("outcome was written before the connection broke, or superseded", extra={"job": lost.id, "lease": lost.lease})
             else:
-                logger.warning("outcome refused: the attempt has been superseded", extra={"job": lost.id, "lease": lost.lease})
+                # Or the connection of a transactional task broke behind its COMMIT: then it has ended the job, and did not know.
+                logger.warning("outcome refused: the attempt has been superseded, or ended", extra={"job": lost.id, "lease": lost.lease})
         self._in_doubt.difference_update((outcome.id, outcome.lease) for outcome in outcomes)
+        gone = {(lost.id, lost.lease) for lost in refused}
         for outcome in outcomes:
+            if (outcome.id, outcome.lease) in gone:
+                continue
             if isinstance(outcome, Succeeded):
                 self.succeeded_count += 1
             elif outcome.ending in {Ending.RETRY, Ending.FAIL}:

@@ -36,23 +36,34 @@ class Outbox:
         self._sock = sock
         # Reentrant: a signal may come while the main thread holds it, and its handler logs.
         self._lock = threading.RLock()
-        self._sending = self._torn = False
+        self._sender: int | None = None  # the thread that is amid a line
         self._later: list[bytes] = []
+        self._torn = False
 
     def send(self, fields: list[Any]) -> None:
         """Send one line. Raises BrokenPipeError or ConnectionError when the worker is gone."""
         data = json.dumps(fields).encode() + b"\n"
+        own = threading.get_ident()
         with self._lock:
-            if self._sending:  # this is a signal handler amid another line
+            if self._sender == own:  # this is a signal handler amid another line
                 self._later.append(data)
                 return
-            self._sending = True
             try:
+                self._sender = own
                 self._send(data)
                 while self._later:
                     self._send(self._later.pop(0))
             finally:
-                self._sending = False
+                self._sender = None
+
+    def finish(self, fields: list[Any]) -> None:
+        """Send the end of an attempt: from the child's own loop, where no line can be under way in this thread.
+
+        If one seems to be, the exception of a signal handler came between two instructions of `send`.
+        """
+        with self._lock:
+            self._sender = None
+        self.send(fields)
 
     def _send(self, data: bytes) -> None:
         """A line that an exception has cut off (an interrupt, an alarm of the task's own) must not spoil the one after it."""

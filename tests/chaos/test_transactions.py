@@ -250,7 +250,7 @@ def restarts(server, ledger, seed, *, count):
 
 
 def test_connections_cut_at_commit(settled_dsn, ledger, seed):
-    """The connection cut just before COMMIT, or behind it with the answer lost: every job is settled exactly once, at most one burns more."""
+    """The connection cut just before COMMIT, or behind it with the answer lost: every job is settled exactly once."""
     count = 150
     settle(settled_dsn, count)
     with proxied(settled_dsn, seed, 0.3) as proxy, workers(proxy.dsn, ledger.path, "-c", "2", app=APP) as [worker]:

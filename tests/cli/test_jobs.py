@@ -255,3 +255,30 @@ def test_cancel_asks_a_running_job_to_stop(program):
         program("jobs", "wait", number, "--timeout", "30s", ok=None)
         assert program("jobs", "show", number, "--json").json["state"] == "cancelled"
         assert worker.stop() == 0
+
+
+def test_cancel_waits_for_the_end(program):
+    """--wait comes back when running jobs are cancelled: 0; at the timeout 5; a job that was faster 1; a timeout alone is refused."""
+    started = program.home / "started"
+    release = program.home / "release"
+    line = ("hold", f'{{"started": "{started}", "release": "{program.home / "never"}"}}')
+    number = enqueue(program, *line)
+    waiting = enqueue(program, "add", '{"a": 1, "b": 2}', "--in", "1h")
+    assert program("jobs", "cancel", number, "--timeout", "1s", ok=None).code == 2
+    with program.started("work", "-c", "1", "--poll", "100ms") as worker:
+        wait_until(started.exists, timeout=30, what="the job runs")
+        said = program("jobs", "cancel", number, "--wait", "--timeout", "1ms", "--json", ok=None)
+        assert said.code == 5
+        assert said.json == {"jobs": [{"id": number, "done": True, "state": "running"}]}
+        assert "is not finished after" in said.err
+        said = program("jobs", "cancel", number, waiting, "--wait", "--json")
+        assert said.json == {"jobs": [{"id": job, "done": True, "state": "cancelled"} for job in (number, waiting)]}
+        started.unlink()
+        faster = enqueue(program, "hold", f'{{"started": "{started}", "release": "{release}"}}')
+        wait_until(started.exists, timeout=30, what="the second job runs")
+        with program.started("jobs", "cancel", faster, "--wait") as cancelling:
+            cancelling.wait_for("asked to stop")
+            release.touch()
+            assert cancelling.process.wait(30) == 1
+            assert f"job {faster} succeeded" in cancelling.err
+        assert worker.stop() == 0

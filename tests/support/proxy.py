@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MARK = b"jobrunner.attempt"  # what a transactional job sends first
+COMMIT = b"COMMIT\0"  # not the one of READ COMMITTED
 BEFORE, BEHIND = "before COMMIT", "behind COMMIT"
 
 
@@ -56,7 +57,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := client.recv(65_536):
                 of_a_job = of_a_job or MARK in data
-                where = self._cut() if of_a_job and b"COMMIT" in data else None
+                where = self._cut() if of_a_job and COMMIT in data else None
                 if where == BEFORE:
                     break
                 if where == BEHIND:

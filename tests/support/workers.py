@@ -82,7 +82,7 @@ class Worker:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                    fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
                     if fields[0] != "Z":
                         parents[int(entry.name)] = int(fields[1])
         found = {self.process.pid}
@@ -140,6 +140,6 @@ def wait_for_states(dsn: str, timeout: float, **wanted: int) -> None:
 def alive(pid: int) -> bool:
     """Whether a process runs (a zombie does not)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
