@@ -2,6 +2,7 @@
 
 There is no database in it: jobs are handed to the worker's pool as a claim would, and their outcomes taken as the link would. So
 the figures are the way to the child and back, with the app's context, arguments, result, peak memory and CPU time of each job.
+`limited` is `process` with a memory_limit on each job.
 Wall time per job is what bounds one slot; CPU is that of the supervising process and of all below it. Thread and event loop keep no
 account of memory, and share their process.
 """
@@ -9,87 +10,38 @@ account of memory, and share their process.
 from __future__ import annotations
 
 import asyncio
-import selectors
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import app as bench_app
 import harness
+from pools import Bench, claimed
 
-from jobrunner import clock
-from jobrunner.jobs import ClaimedJob, Ending, Succeeded, Unsuccessful
-from jobrunner.worker import procfs
-from jobrunner.worker.pool import Pool, Shape
+from jobrunner.worker.pool import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 APP = str(Path(__file__).with_name("app.py"))
-NOWHERE = "postgresql://127.0.0.1:1/none"  # the tasks do not use it
 WARM_UP = 300  # jobs before the clock starts: by then run times are known and batches have their size
-MODES = {"process": Shape(1), "thread": Shape(1, threads=1), "async": Shape(1, coroutines=1)}
+MEMORY_LIMIT = '{"memory": 1000000000}'  # of the jobs of `limited`: in its columns, and never reached
+MODES = {"process": Shape(1), "limited": Shape(1), "thread": Shape(1, threads=1), "async": Shape(1, coroutines=1)}
 TASKS = {"noop": ("noop", "async_noop"), "1ms": ("work", "async_work")}
 
 
-class Bench:
-    """A pool with nothing around it."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.selector = selectors.DefaultSelector()
-        self.pool = Pool(APP, NOWHERE, shape, self.selector)
-        self.pool.start()
-
-    def run(self, jobs: Iterator[ClaimedJob], task: str, count: int) -> None:
-        """Let the pool run `count` of the jobs, as the supervisor's loop does."""
-        lane = next(lane for lane in self.pool.lanes if task in self.pool.tasks_of(lane))
-        left, ended = count, 0
-        while ended < count:
-            now = clock.monotonic()
-            self.pool.enforcer.check(self.pool.children(), now)
-            lane.rebalance(now)
-            self.pool.fork_missing(now)
-            taken = min(left, lane.room(now))
-            lane.backlog.extend(islice(jobs, taken))
-            left -= taken
-            lane.hand_out(now)
-            for key, _ in self.selector.select(self.pool.next_deadline(clock.monotonic()) or 1.0):
-                key.data()
-            for one in self.pool.take_ended():
-                if isinstance(one, Succeeded):
-                    ended += 1
-                elif isinstance(one, Unsuccessful) and one.ending is Ending.RELEASE:
-                    left += 1  # a busy machine: it would have waited for more than a tenth of a second
-                else:
-                    raise SystemExit(f"a job did not succeed: {one}")
-
-    def cpu(self) -> float:
-        """Seconds that this process and all below it have used."""
-        used = procfs.usage(self.pool.forking.process.pid)
-        return time.process_time() + (used.cpu_ms / 1000 if used is not None else 0.0)
-
-
-def claimed(task: str) -> Iterator[ClaimedJob]:
-    """Jobs without end, as a claim gives them."""
-    number = 0
-    while True:
-        number += 1
-        yield ClaimedJob(number, 1, 1, 5, task, "default", f'{{"number": {number}}}', None, None, suspect=False)  # type: ignore[arg-type]
-
-
-def measure(shape: Shape, task: str, count: int) -> tuple[float, float]:
+def measure(mode: str, task: str, count: int) -> tuple[float, float]:
     """Microseconds of wall time and of CPU for each job."""
-    bench = Bench(shape)
+    bench = Bench(APP, MODES[mode])
     try:
-        jobs = claimed(task)
+        jobs = claimed(task, limits=MEMORY_LIMIT if mode == "limited" else None)
         bench.run(jobs, task, WARM_UP)
         cpu, began = bench.cpu(), time.perf_counter()
         bench.run(jobs, task, count)
         wall, cpu = time.perf_counter() - began, bench.cpu() - cpu
     finally:
-        bench.pool.halt("bench")
+        bench.close()
     return wall / count * 1e6, cpu / count * 1e6
 
 
@@ -119,9 +71,9 @@ def main() -> None:
                 "bare": lambda plain=plain: bare(getattr(bench_app, plain), options.jobs),  # type: ignore[misc]
                 "bare_async": lambda coroutine=coroutine: asyncio.run(bare_async(getattr(bench_app, coroutine), options.jobs)),  # type: ignore[misc]
             }
-            for mode, shape in MODES.items():
+            for mode in MODES:
                 task = coroutine if mode == "async" else plain
-                contestants[mode] = lambda shape=shape, task=task: measure(shape, task, options.jobs)  # type: ignore[misc]
+                contestants[mode] = lambda mode=mode, task=task: measure(mode, task, options.jobs)  # type: ignore[misc]
             for mode in list(contestants) if number % 2 == 0 else list(contestants)[::-1]:
                 wall, cpu = contestants[mode]()
                 figures.setdefault(f"{mode}_{label}_wall", []).append(wall)
@@ -130,7 +82,7 @@ def main() -> None:
     ratios = {
         f"process_to_{other}_{label}_{kind}": (f"process_{label}_{kind}", f"{other}_{label}_{kind}", 0.0)
         for label in TASKS
-        for other in ("bare", "thread", "async")
+        for other in ("bare", "limited", "thread", "async")
         for kind in ("wall", "cpu")
     }
     harness.report("isolation", "us/job", figures, ratios, jobs=options.jobs)

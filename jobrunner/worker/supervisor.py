@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from jobrunner.jobs import ClaimedJob
     from jobrunner.worker.heartbeat import Heartbeat
-    from jobrunner.worker.lanes import Lane
     from jobrunner.worker.options import WorkerOptions
 
 TICK = 1.0  # seconds between turns of the loop when nothing happens
@@ -224,7 +223,7 @@ class Supervisor:
     def _exchange(self, now: float) -> None:
         starts = self._starts + self.sight.long_running(self.pool, now)
         self._starts = []
-        self._hand_over(starts, [self._room(lane, now) for lane in self.pool.lanes])
+        self._hand_over(starts, self._rooms(now))
 
     def _hand_over(self, starts: list[tuple[int, int, float]], rooms: list[Room]) -> None:
         notes, lines = self.pool.take_words()
@@ -232,18 +231,27 @@ class Supervisor:
             self.link.hear(notes, lines)
         self.link.exchange(self.pool.take_ended(), starts, rooms, self._claims)
 
-    def _room(self, lane: Lane, now: float) -> Room:
-        total = 0 if self.pool.stopping else lane.room(now)
-        if self.options.max_jobs is not None:
-            total = min(total, max(0, self.options.max_jobs - self.claimed_count))
-        if total == 0:
-            return Room(0)
+    def _rooms(self, now: float) -> list[Room]:
+        """How many jobs each lane wants; the bounds of queues hold for all lanes together, and stand in each room."""
+        left = self.options.max_jobs - self.claimed_count if self.options.max_jobs is not None else None
+        totals: list[int] = []
+        for lane in self.pool.lanes:
+            total = 0 if self.pool.stopping else lane.room(now)
+            if left is not None:
+                total = min(total, max(0, left))
+                left -= total
+            totals.append(total)
+        bounds = self._bounds() if any(totals) else {}
+        return [Room(total, bounds) for total in totals]
+
+    def _bounds(self) -> dict[str, int]:
+        """How many more jobs of each bounded queue may run in this worker."""
         if not self._limits:
-            return Room(total)
+            return {}
         running: dict[str, int] = {}
         for job in self.pool.in_flight():
             running[job.queue] = running.get(job.queue, 0) + 1
-        return Room(total, {queue: max(0, limit - running.get(queue, 0)) for queue, limit in self._limits.items()})
+        return {queue: max(0, limit - running.get(queue, 0)) for queue, limit in self._limits.items()}
 
     # -- leases and the end
 

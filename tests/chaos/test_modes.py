@@ -133,7 +133,7 @@ def test_words_that_steer_a_job(dsn, ledger, mode):
     for how in ("retry", "snooze", "cancel", "fail", "error", "fine"):
         insert(dsn, TASKS[mode].format("control"), 1, f"jsonb_build_object('how', '{how}')", max_attempts=2, backoff_base="10 milliseconds")
     run_all(dsn, ledger, *MODES[mode].slots(2))
-    found = {how: rest for how, *rest in rows(dsn, "SELECT args->>'how', state, attempt, result, last_error_type FROM jobrunner.v_jobs")}
+    found = {how: rest for how, *rest in rows(dsn, "SELECT args->>'how', state, attempt, result, error_type FROM jobrunner.v_jobs")}
     assert found == {
         "retry": ["succeeded", 2, "retry 2", "jobrunner.Retry"],
         "snooze": ["succeeded", 1, "snooze 1", None],
