@@ -29,8 +29,10 @@ ENTRIES = {
     "enqueue": Entry("jobrunner.cli.enqueue", "enqueue", "Write a job, or one per line of stdin."),
     "run": Entry("jobrunner.cli.run", "run", "Run a task here and now, without a job."),
     "jobs": Entry("jobrunner.cli.jobs", "jobs", "List, show, read the logs of, wait for, retry and cancel jobs."),
+    "workers": Entry("jobrunner.cli.workers", "workers", "List workers, and the runs of those that have ended."),
     "status": Entry("jobrunner.cli.status", "status", "One screen: queues, workers, what is wrong."),
     "top": Entry("jobrunner.cli.top.command", "top", "Live: queues, throughput, and what runs, waits or failed."),
+    "doctor": Entry("jobrunner.cli.doctor", "doctor", "Find out what keeps jobs from running; the crontab line."),
     "web": Entry("jobrunner.cli.web", "web", "Serve the dashboard."),
     "db": Entry("jobrunner.cli.db", "db", "The schema, and the embedded PostgreSQL."),
 }

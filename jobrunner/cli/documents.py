@@ -12,7 +12,20 @@ from jobrunner.cli.output import JsonText, duration
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from jobrunner.inspection import AttemptRow, Count, JobDetail, JobRow, LogRow, Page, QueueRow, Reason, RunningJob, Status, WorkerRow
+    from jobrunner.inspection import (
+        AttemptRow,
+        Count,
+        JobDetail,
+        JobRow,
+        LogRow,
+        Page,
+        QueueRow,
+        Reason,
+        RunningJob,
+        Status,
+        WorkerRow,
+        WorkerRunRow,
+    )
 
 
 def page(found: Page) -> dict[str, Any]:
@@ -193,6 +206,33 @@ def running_job(row: RunningJob) -> dict[str, Any]:
         "attempt": row.attempt,
         "run_ms": milliseconds(row.run),
         "memory": row.memory,
+    }
+
+
+def worker_run(row: WorkerRunRow) -> dict[str, Any]:
+    """One worker that has ended."""
+    return {
+        "id": row.id,
+        "worker_id": row.worker_id,
+        "name": row.name,
+        "host": row.host,
+        "pid": row.pid,
+        "kind": row.kind,
+        "pool": row.pool,
+        "pool_slot": row.pool_slot,
+        "version": row.version,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "run_ms": milliseconds(row.run),
+        "reason": row.reason,
+        "exit_code": row.exit_code,
+        "error": row.error,
+        "claimed_count": row.claimed_count,
+        "succeeded_count": row.succeeded_count,
+        "failed_count": row.failed_count,
+        "crashed_count": row.crashed_count,
+        "left_count": row.left_count,
+        "next_due_at": row.next_due_at,
     }
 
 

@@ -77,7 +77,7 @@ class Pulse:
             seen = f"; the last was seen {ago(self.at - self.last_seen_at)} ago" if self.last_seen_at else ""
             waiting = ", and jobs wait" if self.waiting else ""
             found.append(
-                Reason("no_worker", f"no worker is alive{seen}{waiting}", "start one: jobrunner work (with --drain from crontab)")
+                Reason("no_worker", f"no worker is alive{seen}{waiting}", "start one: jobrunner work (or jobrunner cron from crontab)")
             )
         if self.workers_lost:
             noun = "worker was" if self.workers_lost == 1 else "workers were"

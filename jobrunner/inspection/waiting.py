@@ -82,7 +82,7 @@ def _unserved(reader: Reader, job: JobRow, workers: Any) -> Reason | None:
             if last
             else "; none was ever started on this database"
         )
-        return Reason("no_worker", f"no worker is alive{seen}", "start one: jobrunner work (with --drain from crontab)")
+        return Reason("no_worker", f"no worker is alive{seen}", "start one: jobrunner work (or jobrunner cron from crontab)")
     seen = f" (one did {ago(reader.at - last.heartbeat_at)} ago: {last.name})" if last and last.listened else ""
     return Reason(
         "queue_not_served", f"no live worker listens on queue {job.queue!r}{seen}", f"start one: jobrunner work --queues {job.queue}"

@@ -94,5 +94,5 @@ class Pruner:
             logger.info("old job logs are in use; they go another time", extra={"error": type(error).__name__})
         except pg.InsufficientPrivilege:
             self._may_drop = False
-            logger.info("old job logs stay: only the owner of the tables may drop them (jobrunner doctor)")
+            logger.info("old job logs stay: only the owner of the tables may drop them")
         return 0

@@ -102,9 +102,9 @@ def soak(dsn, ledger, mode, count):
     bound = ceiling + at_once * MOST + SPARE
     print(
         f"{mode}: {count} jobs, {processes} processes; ceiling {ceiling / MB:.0f} MB; most seen of a child {most['child'] / MB:.0f} MB, "
-        f"recorded with a job {int(recorded) / MB:.0f} MB, worker with all children (Pss) {most['worker'] / MB:.0f} MB"
+        f"recorded with a job {int(str(recorded)) / MB:.0f} MB, worker with all children (Pss) {most['worker'] / MB:.0f} MB"
     )
-    assert max(most["child"], int(recorded)) <= bound
+    assert max(most["child"], int(str(recorded))) <= bound
     # Two children, two successors that are forked while these have their last job, template and supervisor.
     assert most["worker"] <= (2 * slots if mode == "process" else 2) * bound + 200 * MB
-    assert int(processes) >= count * LEAST // (60 * MB + MOST), "nobody was replaced"
+    assert int(str(processes)) >= count * LEAST // (60 * MB + MOST), "nobody was replaced"

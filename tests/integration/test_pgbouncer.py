@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import socket
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 
 from jobrunner import JobFailed, JobRunner, migrate
 from jobrunner.waiters import watcher_of
+from tests.support.cli import APP, Program
 from tests.support.revisions import start_upgrade
 from tests.support.waiting import wait_until
 from tests.support.workers import Ledger, rows, states, workers
@@ -143,3 +145,25 @@ def test_upgrades_through_a_transaction_mode_pooler(pooled, fresh_dsn):
             connection.execute("SELECT current_setting('lock_timeout'), current_schemas(false)").fetchone() for connection in (one, other)
         ]
     assert settings == [("0", ["public"])] * 2
+
+
+@pytest.mark.needs("pgbouncer")
+def test_a_slot_holds_through_a_transaction_mode_pooler(pooled, fresh_dsn, tmp_path):
+    """Runs of cron through the pooler exclude each other: while one has the slot others leave with 5; killed, it is taken over."""
+    (tmp_path / "app.py").write_text(APP)
+    program = Program(tmp_path, pooled)
+    began, release = tmp_path / "began", tmp_path / "release"
+    program("-q", "enqueue", "hold", json.dumps({"started": str(began), "release": str(release)}))
+    with program.started("cron", "--no-listen", "--lease", "8s") as first:
+        wait_until(began.exists, timeout=60, what="the job to begin")
+        assert [program("cron", "--strict", "--no-listen", ok=None).code for _ in range(2)] == [5, 5]
+        first.process.kill()
+        first.process.wait()
+        release.touch()
+        over = "SELECT lease_expires_at < now() FROM jobrunner.workers ORDER BY id LIMIT 1"
+        wait_until(lambda: rows(fresh_dsn, over) == [(True,)], timeout=30, what="the lease to be over")
+        said = program("cron", "--strict", "--no-listen")
+        assert said.out == ""
+        assert said.err.count("\n") == said.err.count("level=warning")
+    assert states(fresh_dsn) == {"succeeded": 1}
+    assert rows(fresh_dsn, "SELECT reason, exit_code FROM jobrunner.v_worker_runs ORDER BY id") == [("lost", None), ("drained", 0)]
