@@ -40,6 +40,7 @@ class _Child:
         self.outbox = Outbox(channels.outbox)
         self.ear = ThreadEar(channels.orders)
         self.capacity = capacity
+        jobs.pool_size = max(jobs.pool_size, capacity)  # each thread may hold a connection for as long as its transactional job runs
         self.executor = ThreadPoolExecutor(capacity, thread_name_prefix="jobrunner-slot")
         self.busy = 0
         self.capturing: set[int] = set()
