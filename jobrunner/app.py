@@ -36,6 +36,7 @@ __all__ = ["JobRunner", "find_jobrunner"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+POOL_SIZE = 5  # connections that stay open; as many again may be opened under load
 _OFF = {"0", "false", "no", "off"}
 
 
@@ -68,6 +69,7 @@ class JobRunner:
         self.session = session
         self._sizes = max_payload_bytes, max_result_bytes
         self.find_sizes({})
+        self.pool_size = POOL_SIZE
         self.registry = Registry()
         self.wakeups = wakeups and os.environ.get("JOBRUNNER_WAKEUPS", "").strip().lower() not in _OFF
         self.app: Flask | None = None
@@ -160,7 +162,7 @@ class JobRunner:
             dsn = self.dsn
             with self._lock:
                 if self._database is None:
-                    self._database = Database(dsn)
+                    self._database = Database(dsn, pool_size=self.pool_size)
                     weakref.finalize(self, self._database.close)
                 database = self._database
         return database

@@ -43,6 +43,7 @@ class _Child:
         self.outbox = Outbox(channels.outbox)
         self.ear = ThreadEar(channels.orders)
         self.capacity = capacity
+        jobs.pool_size = max(jobs.pool_size, capacity)  # each thread may hold a connection for as long as its transactional job runs
         self.capturing: set[int] = set()
         self.streams = [capture.JobStream(self.outbox, name, self.capturing) for name in capture.LEVELS]
         self.done_read, self.done_write = socket.socketpair()

@@ -40,9 +40,9 @@ _END_EARLIER = (
 _LAST_STEP = "SELECT current_setting('jobrunner.attempt', true), set_config('idle_in_transaction_session_timeout', '5s', true)"
 _ISOLATION = "READ COMMITTED"
 _EARLIER = 20  # attempts back that are looked for; an older one stood still through as many leases
+_DRIVERS = {"psycopg", "psycopg2"}  # statements are sent as these two take them
 _POOLED = 100  # connections that a pool may hold; more dead ones are for the body to find
 _ACTIVE = 1  # libpq's PQTRANS_ACTIVE: a statement is under way
-_CANCEL_SECONDS = 2.0  # to reach the server with the wish to end a statement
 _NO_TABLE, _NO_SCHEMA, _SERIALIZATION = "42P01", "3F000", "40001"
 _ONE_DATABASE = "one database for both: point JOBRUNNER_DSN at the application's, or leave it out"
 _NO_COMMIT = (
@@ -94,7 +94,7 @@ class _Guard:
         self._armed = True
         self._refused = False
         self.mark = f"{context.id}.{context.lease}"
-        self.connections: list[sa.Connection] = []
+        self.connections: list[tuple[sa.Connection, Callable[[], Any]]] = []  # each with what cancels its statement
         try:
             self._bind = session.get_bind(clause=schema.jobs)
         except UnboundExecutionError as error:
@@ -128,12 +128,17 @@ class _Guard:
     def _begun(self, _session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
         if transaction.nested or not (connection.engine is self._bind or connection.engine is self._bind.engine):
             return  # a savepoint, or another of the session's databases
-        if getattr(connection.connection.driver_connection, "autocommit", False):
+        if connection.dialect.driver not in _DRIVERS:
+            raise ConfigurationError(
+                f"a transactional task needs a session that uses psycopg, not {connection.dialect.driver}", hint="postgresql+psycopg://…"
+            )
+        driver: Any = connection.connection.driver_connection
+        if getattr(driver, "autocommit", False):
             raise ConfigurationError(
                 "a transactional task needs a session with transactions; the engine of this one has isolation_level='AUTOCOMMIT'",
                 hint="give JobRunner(session=…) a session on an engine without it",
             )
-        self.connections.append(connection)
+        self.connections.append((connection, _canceller(driver)))
         if isinstance(connection, Connection):  # a test's stand-in never commits
             event.listen(connection, "commit", self._connection_committing)
         context = self._context
@@ -176,8 +181,8 @@ def _session(jobs: JobRunner, context: JobContext) -> Iterator[tuple[Session, _G
     try:
         with guard:
             yield session, guard
-    except BaseException:
-        _undo(session, guard)
+    except BaseException as error:
+        _undo(session, guard, error)
         raise
     finally:
         context.session = None
@@ -196,13 +201,16 @@ def _drop_dead_connections(session: Session) -> None:
             return
 
 
-def _undo(session: Session, guard: _Guard) -> None:
+def _undo(session: Session, guard: _Guard, error: BaseException) -> None:
     """Roll back; a connection that an interrupt has left amid a statement is thrown away, and the statement with it."""
-    for connection in guard.connections:
-        if not connection.closed and not connection.invalidated and _is_busy(connection):
-            with contextlib.suppress(Exception):  # the end of the connection ends the transaction all the same, if later
-                _cancel(connection.connection.driver_connection)
-            connection.invalidate()
+    for connection, cancel in guard.connections:
+        if connection.closed or not (connection.invalidated or _is_busy(connection)):
+            continue  # SQLAlchemy invalidates it itself for an exception that is no Exception
+        if not isinstance(error, DBAPIError):
+            # The server does not look whether anybody is there while it works: the statement, and its locks, would stay to its end.
+            with contextlib.suppress(Exception):
+                cancel()
+        connection.invalidate()
     try:
         session.rollback()
     except Exception:  # noqa: BLE001  the connection is broken: the error that led here is the one that counts
@@ -214,11 +222,9 @@ def _is_busy(connection: sa.Connection) -> bool:
     return getattr(info, "transaction_status", None) == _ACTIVE
 
 
-def _cancel(driver: Any) -> None:
-    if hasattr(driver, "cancel_safe"):
-        driver.cancel_safe(timeout=_CANCEL_SECONDS)
-    else:  # psycopg2
-        driver.cancel()
+def _canceller(driver: Any) -> Callable[[], Any]:
+    """What ends the statement under way; of psycopg it works when the connection is closed already."""
+    return driver.pgconn.get_cancel().cancel if hasattr(driver, "pgconn") else driver.cancel  # type: ignore[no-any-return]
 
 
 def _finish(session: Session, guard: _Guard, context: JobContext, result: str | None, spent: Spent) -> bool:

@@ -80,7 +80,7 @@ def soak(dsn, ledger, mode, count):
     with workers(dsn, ledger.path, *MODES[mode].slots(2), "--drain", app=APP) as [worker]:
         assert worker.wait() == 0
     [(start,)] = rows(dsn, "SELECT peak_memory FROM jobrunner.v_jobs") if mode == "process" else [(80 * MB,)]
-    ceiling = int(start) + 60 * MB
+    ceiling = int(str(start)) + 60 * MB
     slots = 2
     insert(dsn, task, count, f"jsonb_build_object('number', n, 'size', {LEAST} + (n * 7919) % {MOST - LEAST})", max_attempts=1)
     most = {"child": 0, "worker": 0}

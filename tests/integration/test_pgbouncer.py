@@ -18,10 +18,11 @@ import sqlalchemy as sa
 
 from jobrunner import JobFailed, JobRunner, migrate
 from jobrunner.waiters import watcher_of
+from tests.support import effects
 from tests.support.cli import APP, Program
 from tests.support.revisions import start_upgrade
 from tests.support.waiting import wait_until
-from tests.support.workers import Ledger, rows, states, workers
+from tests.support.workers import Ledger, insert, rows, states, wait_for_states, workers
 
 
 @pytest.fixture
@@ -113,6 +114,28 @@ def test_results_through_a_transaction_mode_pooler(pooled, fresh_dsn, tmp_path):
     with psycopg.connect(pooled, prepare_threshold=None) as one, psycopg.connect(pooled, prepare_threshold=None) as other:
         modes = [connection.execute("SELECT current_setting('plan_cache_mode')").fetchone() for connection in (one, other)]
     assert modes == [("auto",)] * 2
+
+
+@pytest.mark.needs("pgbouncer")
+def test_transactional_jobs_through_a_transaction_mode_pooler(pooled, fresh_dsn, tmp_path):
+    """Effects, children and ends commit together through PgBouncer too, also after its server connections were cut."""
+    effects.prepare(fresh_dsn)
+    insert(fresh_dsn, "settle", 60, backoff="constant", backoff_base="0s")
+    ledger = Ledger(tmp_path / "ledger")
+    application = str(Path(__file__).parents[1] / "support" / "transactional_app.py")
+    with workers(pooled, ledger.path, "-c", "2", app=application) as [worker]:
+        for step in range(1, 4):
+            ledger.wait_for_ends(step * 10)
+            rows(
+                fresh_dsn,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'",
+            )
+        wait_for_states(fresh_dsn, 60, succeeded=120)
+        assert worker.stop() == 0
+    verdict = effects.check(fresh_dsn)
+    print(verdict)
+    assert verdict.faults == {}
 
 
 def test_a_direct_connection_prepares_its_insert(fresh_dsn):
