@@ -74,6 +74,7 @@ class Run:
         lines, log_bytes: what is in its log already.
         keep_output: whether what it prints goes into its log; None while its output is not caught.
         output: bytes it has printed; `output_cut` when that is more than it may.
+        crowded: whether the last look found more processes than it may have.
         captures: whether its task wants its output in the log: only one attempt at a time may be what prints.
     """
 
@@ -93,6 +94,7 @@ class Run:
     keep_output: bool | None = None
     output: int = 0
     output_cut: bool = False
+    crowded: bool = False
     captures: bool = False
 
     @classmethod

@@ -180,7 +180,7 @@ class Enforcer:
         elif cpu_ms is not None and used.cpu_ms - run.cpu_base > cpu_ms:
             message = f"used {(used.cpu_ms - run.cpu_base) / 1000:.1f} s of CPU; its cpu_limit is {cpu_ms / 1000:g} s"
             self._exceeded(child, run, "CpuLimitExceeded", message, "cpu", now)
-        elif processes is not None and (used.process_count > processes or self._was_refused_a_process(child)):
+        elif processes is not None and self._is_crowded(child, run, used, processes):
             asked = f"had {used.process_count} processes, or wanted {THREADS:,} more with their threads"
             message = f"{asked}; its max_processes is {processes}"
             self._exceeded(child, run, "ProcessLimitExceeded", message, "processes", now)
@@ -194,8 +194,15 @@ class Enforcer:
             return True
         return False
 
-    def _was_refused_a_process(self, child: Child) -> bool:
-        return child.group is not None and child.group.process_refusals() > child.refusals
+    def _is_crowded(self, child: Child, run: Run, used: procfs.Usage, most: int) -> bool:
+        """Whether an attempt has more processes than it may, in two samples one after the other.
+
+        A look at a tree is no snapshot: of two short-lived processes that follow each other it may see both.
+        """
+        if child.group is not None and child.group.process_refusals() > child.refusals:
+            return True
+        before, run.crowded = run.crowded, used.process_count > most
+        return before and run.crowded
 
     def exceeded_output(self, child: Child, run: Run, limit: int, now: float) -> None:
         """The attempt has printed more than it may."""

@@ -56,12 +56,12 @@ class Heartbeat(threading.Thread):
         self.dsn, self.worker_id, self.lease, self.ends = dsn, worker_id, lease, ends
         self.lost = False
         self._counts, self._running, self._extended = counts, running, extended
-        self._stop = threading.Event()
+        self._halt = threading.Event()
         self._news = threading.Event()
 
     def stop(self) -> None:
         """End the thread; the lease is left to expire or to `stop_worker`."""
-        self._stop.set()
+        self._halt.set()
         self._news.set()
 
     def news(self) -> None:
@@ -71,17 +71,17 @@ class Heartbeat(threading.Thread):
     def run(self) -> None:
         """Beat until stopped; any number of broken connections on the way."""
         pause = self.lease.total_seconds() / _BEATS
-        while not self._stop.is_set():
+        while not self._halt.is_set():
             try:
                 with connect(self.dsn, application_name="jobrunner-heartbeat") as connection:
                     self._beat(Store(connection), pause)
             except (psycopg.Error, DatabaseUnreachable, OSError) as error:
                 logger.debug("heartbeat failed", extra={"error": type(error).__name__})
-            if self.lost or self._stop.wait(min(_RETRY, pause)):
+            if self.lost or self._halt.wait(min(_RETRY, pause)):
                 return
 
     def _beat(self, store: Store, pause: float) -> None:
-        while not self._stop.is_set():
+        while not self._halt.is_set():
             sent = clock.monotonic()
             sight = WorkerSight(resident_bytes(), procfs.proportional_bytes(os.getpid()), self._running())
             if not store.heartbeat(self.worker_id, self.lease, sight, self._counts()):
@@ -90,6 +90,6 @@ class Heartbeat(threading.Thread):
             self.ends = sent + self.lease.total_seconds()
             self._extended(self.ends)
             soon = min(NEWS, pause)
-            if not self._stop.wait(soon):
+            if not self._halt.wait(soon):
                 self._news.wait(pause - soon)
             self._news.clear()

@@ -30,25 +30,25 @@ class Listener(threading.Thread):
     def __init__(self, dsn: Dsn, queues: Container[str], wake: Callable[[], None]) -> None:
         super().__init__(name="jobrunner-listener", daemon=True)
         self._dsn, self._queues, self._wake = dsn, queues, wake
-        self._stop = threading.Event()
+        self._halt = threading.Event()
         self.listening = threading.Event()
 
     def stop(self) -> None:
         """End the thread within a second."""
-        self._stop.set()
+        self._halt.set()
 
     def run(self) -> None:
         """Listen until stopped; reconnect when the connection breaks."""
-        while not self._stop.is_set():
+        while not self._halt.is_set():
             try:
                 with connect(self._dsn, application_name="jobrunner-listener") as connection:
                     connection.execute(f"LISTEN {CHANNEL}")
                     self.listening.set()
                     self._wake()  # whatever was enqueued before we listened
-                    while not self._stop.is_set():
+                    while not self._halt.is_set():
                         if any(notice.payload in self._queues for notice in connection.notifies(timeout=_LOOK, stop_after=1)):
                             self._wake()
             except (psycopg.Error, DatabaseUnreachable, OSError) as error:
                 self.listening.clear()
                 logger.debug("listener lost its connection", extra={"error": type(error).__name__})
-                self._stop.wait(_RETRY)
+                self._halt.wait(_RETRY)
