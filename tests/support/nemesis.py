@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jobrunner.embedded import Server
 
 LEASE_SECONDS = 1.5
+PATIENCE = 120  # seconds without any work done, after which something hangs
 PAUSE_SECONDS = 2.5  # past the lease, and past the look that gives the jobs away
 
 
@@ -75,16 +76,25 @@ class Nemesis:
         self.done: Counter[str] = Counter()
         self._dsn, self._crew, self._random, self._server = dsn, workers, random.Random(seed), server
 
-    def rage(self, until: Callable[[], bool], harms: Sequence[str], *, timeout: float) -> None:
-        """One harm after the other, with random pauses between, until something is so."""
-        deadline = time.monotonic() + timeout
-        while not until():
-            assert time.monotonic() < deadline, f"after {timeout:g} s the work is not done; {dict(self.done)}"
+    def rage(self, until: Callable[[], bool], progress: Callable[[], int], harms: Sequence[str], *, every: int) -> None:
+        """One harm after the other until something is so; before each, work goes on until some more of it is done.
+
+        Args:
+            progress: how much is done; harm is done when it has grown by `every` on average, so that there is work to be harmed.
+        """
+        while True:
+            wanted = progress() + self._random.randrange(1, 2 * every)
+            wait_until(lambda: self._mended() and (until() or progress() >= wanted), timeout=PATIENCE, what="work to go on")  # noqa: B023
+            if until():
+                return
+            self._pause(self._random.uniform(0, 0.05))
             harm = self._random.choice(harms)
             if getattr(self, f"_{harm}")():
                 self.done[harm] += 1
-            self._pause(self._random.uniform(0.05, 0.4))
-            self._crew.mend()
+
+    def _mended(self) -> bool:
+        self._crew.mend()
+        return True
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
