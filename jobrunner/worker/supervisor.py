@@ -6,6 +6,7 @@ It must not run SQL (link and registration do) nor task code (the children do).
 from __future__ import annotations
 
 import contextlib
+import select
 import selectors
 import signal
 import socket
@@ -267,6 +268,13 @@ class Supervisor:
         if not self._register_again():
             self._ended = True
 
+    def _pause(self, seconds: float) -> None:
+        """Wait for that long, or until a signal. What else is there to be read stays there, and must not end the pause."""
+        until = clock.monotonic() + seconds
+        while not self._signals and (left := until - clock.monotonic()) > 0:
+            if select.select([self._wake_read], [], [], left)[0]:
+                self._wake_read.recv(4096)
+
     def _register_again(self) -> bool:
         """Take a row anew. False when the worker has to leave: it was told to, or its slot is another's by now."""
         while not self._signals:
@@ -274,7 +282,7 @@ class Supervisor:
                 taken = self.registration.take(self.pool.forking.tasks)
             except Exception as error:  # noqa: BLE001  the database may be away for as long as it likes
                 logger.warning("cannot register again yet", extra={"error": type(error).__name__})
-                self._selector.select(TICK)
+                self._pause(TICK)
                 continue
             if not taken:
                 logger.error("another worker has the slot by now: leaving", extra={"pool": self.options.pool})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from jobrunner import migrate
@@ -43,8 +45,15 @@ def test_stopped_and_started_under_load(durable_server, ledger, how):
     assert all(count == 1 for count in ledger.count("begin").values()), "the outage was shorter than the lease: nothing had to run again"
 
 
+def _tries(worker):
+    return worker.text().count("cannot register again yet")
+
+
 def test_away_for_longer_than_the_lease(durable_server, ledger):
-    """Away for longer than the lease: the worker ends its children, registers anew when the database is back, and the job runs again."""
+    """Away for longer than the lease: the worker ends its children, registers anew when the database is back, and the job runs again.
+
+    Meanwhile it tries once a second, not as fast as it can.
+    """
     dsn = durable_server.dsn("postgres")
     migrate.upgrade(dsn)
     insert(dsn, "work", 1, "jsonb_build_object('number', n, 'seconds', 4)")
@@ -52,6 +61,9 @@ def test_away_for_longer_than_the_lease(durable_server, ledger):
         wait_until(lambda: ledger.count("begin")["1"] == 1, timeout=20, what="the job to begin")
         durable_server.stop(mode="immediate")
         wait_until(lambda: "lease lost" in worker.text(), timeout=20, what="the lease to be lost")
+        lost = time.monotonic()
+        tries = wait_until(lambda: _tries(worker) if _tries(worker) > 2 else 0, timeout=20, what="three tries to register")
+        assert tries <= time.monotonic() - lost + 2
         durable_server.start()
         wait_for_states(dsn, 40, succeeded=1)
         assert worker.stop() == 0
