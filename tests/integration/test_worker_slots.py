@@ -22,7 +22,10 @@ def scene(connection):
 
 def register(scene, slot=SLOT):
     """The id of a new worker, or None when the slot is taken."""
-    return scene.store.register_worker(FACTS, HOUR, slot)
+    if slot is None:
+        return scene.store.register_worker(FACTS, HOUR)
+    taken = scene.store.take_slot(FACTS, HOUR, *slot)
+    return None if taken is None else taken.worker_id
 
 
 def runs(scene, worker):

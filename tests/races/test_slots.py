@@ -17,7 +17,8 @@ COUNTS = WorkerCounts()
 
 def register(session):
     """The id of a new worker with the slot, or None."""
-    return session.store.register_worker(FACTS, HOUR, SLOT)
+    taken = session.store.take_slot(FACTS, HOUR, *SLOT)
+    return None if taken is None else taken.worker_id
 
 
 def runs(scene, worker):
