@@ -13,9 +13,11 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from jobrunner import Cancel, Fail, JobRunner, Retry, Snooze, current_job
-from jobrunner.errors import LeaseLost
+from jobrunner.current import JobContext, running
+from jobrunner.errors import ConfigurationError, LeaseLost
 from jobrunner.jobs import LogLine, Note
 from jobrunner.settings import parse_dsn
+from jobrunner.worker import transactions
 from tests.support.attempts import Attempts, Notes
 from tests.support.waiting import wait_until
 
@@ -535,3 +537,21 @@ def test_what_an_attempt_said_just_before_its_end_is_kept(jobs, attempts, connec
     assert connection.execute("SELECT message, attempt FROM jobrunner.job_logs").fetchall() == [("lease 1", 1)]
     notes = [Note(claimed.id, lease, 0.5) for lease in (claimed.lease, claimed.lease + 1)]
     assert attempts.store.note(notes) == {(claimed.id, claimed.lease)}
+
+
+def test_a_rehearsal_commits_without_a_job(jobs, connection):
+    """`jobrunner run` gives the body a session, commits what it wrote, and refuses its commits as a worker does."""
+
+    def body(session, child):
+        session.execute(EFFECT, {"number": 1})
+        return "written"
+
+    settle = register(jobs, body)
+    context = JobContext(id=0, task="settle", queue="default", attempt=1, max_attempts=1, lease=0)
+    with running(context):
+        assert transactions.rehearse(jobs, context, lambda session: settle(session=session)) == "written"
+        with pytest.raises(ConfigurationError, match="tried to commit"):
+            transactions.rehearse(jobs, context, lambda session: session.commit())
+    assert effects(connection) == [1]
+    assert states(connection) == {}
+    jobs.close()
