@@ -156,7 +156,7 @@ class Registration:
             DatabaseUnreachable, psycopg.Error: it is not known.
         """
         with connect(self.options.dsn, application_name="jobrunner-worker") as connection:
-            return Store(connection).set_tasks(self.worker_id, tasks)
+            return Store(connection).set_tasks(self.worker_id, list(tasks))
 
     def close(self, departure: Departure, error: BaseException | None = None) -> Departure:
         """End the heartbeat and close the row. Never raises: a row that stays open is closed by the next rescue."""

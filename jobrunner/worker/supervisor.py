@@ -109,19 +109,20 @@ class Supervisor:
             return False
         self._imported = True
         self._extend_lease(self.heartbeat.ends)
-        tasks = list(self.pool.forking.tasks)
         for claimer, lane in zip(self._claimers, self.pool.lanes, strict=True):
             claimer.tasks = self.pool.tasks_of(lane)
-        if not self.registration.announce(tasks):
+        if not self.registration.announce(self.pool.forking.tasks):
             logger.error("lease lost while the app was imported", extra={"worker_id": self.worker_id})
-            if not self._register_again():
-                return False
-        options = self.options
-        shown = {"worker": options.shown_name, "worker_id": self.worker_id, "slots": options.all_slots, "tasks": len(tasks)}
+            return self._register_again()
+        self._say_started()
+        return True
+
+    def _say_started(self) -> None:
+        options, tasks = self.options, len(self.pool.forking.tasks)
+        shown = {"worker": options.shown_name, "worker_id": self.worker_id, "slots": options.all_slots, "tasks": tasks}
         logger.info("worker started", extra={**shown, "queues": ",".join(name for name, _ in options.queues)})
         if not tasks:
             logger.warning("the app registers no task: nothing can run here")
-        return True
 
     def _new_pool(self) -> Pool:
         options = self.options
@@ -289,6 +290,7 @@ class Supervisor:
                 self._slot_lost = True
                 return False
             self.link.join_as(self.worker_id)
+            self._say_started()
             return True
         return False
 

@@ -9,7 +9,9 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner import Cancel, Fail, Retry, Snooze
-from jobrunner.errors import LeaseLost
+from jobrunner.current import JobContext, running
+from jobrunner.errors import ConfigurationError, LeaseLost
+from jobrunner.worker import transactions
 from tests.support.settling import EFFECT, effects, failure, register, states
 
 if TYPE_CHECKING:
@@ -232,3 +234,21 @@ def test_an_error_that_the_body_swallowed_cannot_be_committed_over(jobs, attempt
     register(jobs, body).enqueue()
     assert "InFailedSqlTransaction" in failure(attempts.run())[2]
     assert effects(connection) == []
+
+
+def test_a_rehearsal_commits_without_a_job(jobs, connection):
+    """`jobrunner run` gives the body a session, commits what it wrote, and refuses its commits as a worker does."""
+
+    def body(session, child):
+        session.execute(EFFECT, {"number": 1})
+        return "written"
+
+    settle = register(jobs, body)
+    context = JobContext(id=0, task="settle", queue="default", attempt=1, max_attempts=1, lease=0)
+    with running(context):
+        assert transactions.rehearse(jobs, context, lambda session: settle(session=session)) == "written"
+        with pytest.raises(ConfigurationError, match="tried to commit"):
+            transactions.rehearse(jobs, context, lambda session: session.commit())
+    assert effects(connection) == [1]
+    assert states(connection) == {}
+    jobs.close()
