@@ -289,6 +289,7 @@ class Supervisor:
                 self._slot_lost = True
                 return False
             self.link.join_as(self.worker_id)
+            logger.info("worker registered again", extra={"worker": self.options.shown_name, "worker_id": self.worker_id})
             return True
         return False
 
