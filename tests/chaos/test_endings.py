@@ -7,6 +7,7 @@ import signal
 import psycopg
 import pytest
 
+from tests.support.modes import each_mode
 from tests.support.waiting import wait_until
 from tests.support.workers import Ledger, alive, insert, rows, states, wait_for_states, workers
 
@@ -32,10 +33,11 @@ def test_time_limit_ends_the_whole_process_group(dsn, ledger):
     ) == [("failed", "timeout", "jobrunner.errors.TimeLimitExceeded", True)]
 
 
-def test_graceful_stop_lets_jobs_finish(dsn, ledger):
+@each_mode
+def test_graceful_stop_lets_jobs_finish(dsn, ledger, mode):
     """SIGTERM lets running jobs finish, gives back the others without an attempt, and exits 0."""
-    insert(dsn, "once", 10, "jsonb_build_object('number', n, 'seconds', 0.5)")
-    with workers(dsn, ledger.path, "-c", "2") as [worker]:
+    insert(dsn, mode.task, 10, "jsonb_build_object('number', n, 'seconds', 0.5)")
+    with workers(dsn, ledger.path, *mode.slots(2)) as [worker]:
         wait_until(lambda: len(ledger.count("begin")) >= 2, timeout=20, what="two jobs to begin")
         assert worker.stop() == 0
     assert ledger.count("begin") == ledger.count("end")
@@ -45,20 +47,22 @@ def test_graceful_stop_lets_jobs_finish(dsn, ledger):
     assert rows(dsn, "SELECT state, last_exit FROM jobrunner.v_workers") == [("stopped", "signal")]
 
 
-def test_grace_over_releases_without_an_attempt(dsn, ledger):
+@each_mode
+def test_grace_over_releases_without_an_attempt(dsn, ledger, mode):
     """When the grace is over, a running job is ended and released: no attempt is used up, the record says deploy."""
-    insert(dsn, "once", 1, "jsonb_build_object('number', n, 'seconds', 60)")
-    with workers(dsn, ledger.path, "-c", "1", "--grace", "0.2s") as [worker]:
+    insert(dsn, mode.task, 1, "jsonb_build_object('number', n, 'seconds', 60)")
+    with workers(dsn, ledger.path, *mode.slots(1), "--grace", "0.2s") as [worker]:
         wait_until(lambda: ledger.count("begin")["1"] == 1, timeout=20, what="the job to begin")
         assert worker.stop() == 0
     assert rows(dsn, "SELECT state, attempt, crash_count FROM jobrunner.v_jobs") == [("queued", 0, 0)]
     assert rows(dsn, "SELECT outcome, exit_cause FROM jobrunner.v_attempts") == [("released", "deploy")]
 
 
-def test_second_signal_is_now(dsn, ledger):
+@each_mode
+def test_second_signal_is_now(dsn, ledger, mode):
     """A second signal does not wait for the grace; the job is released and the exit code says so."""
-    insert(dsn, "once", 1, "jsonb_build_object('number', n, 'seconds', 60)")
-    with workers(dsn, ledger.path, "-c", "1") as [worker]:
+    insert(dsn, mode.task, 1, "jsonb_build_object('number', n, 'seconds', 60)")
+    with workers(dsn, ledger.path, *mode.slots(1)) as [worker]:
         wait_until(lambda: ledger.count("begin")["1"] == 1, timeout=20, what="the job to begin")
         worker.signal(signal.SIGINT)
         wait_until(lambda: "stopping" in worker.text(), timeout=10, what="the worker to stop claiming")
@@ -67,10 +71,11 @@ def test_second_signal_is_now(dsn, ledger):
     assert rows(dsn, "SELECT state, attempt FROM jobrunner.v_jobs") == [("queued", 0)]
 
 
-def test_cancel_running_job(dsn, ledger):
+@each_mode
+def test_cancel_running_job(dsn, ledger, mode):
     """A running job that somebody asks to cancel is ended and stays cancelled."""
-    insert(dsn, "work", 1, "jsonb_build_object('number', n, 'seconds', 60)")
-    with workers(dsn, ledger.path, "-c", "1"):
+    insert(dsn, mode.task, 1, "jsonb_build_object('number', n, 'seconds', 60)")
+    with workers(dsn, ledger.path, *mode.slots(1)):
         wait_until(lambda: ledger.count("begin")["1"] == 1, timeout=20, what="the job to begin")
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("UPDATE jobrunner.jobs SET cancel_requested_at = now()")

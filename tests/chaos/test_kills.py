@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests.support.modes import each_mode
 from tests.support.waiting import wait_until
 from tests.support.workers import Ledger, alive, insert, rows, states, wait_for_states, workers
 
@@ -43,10 +44,11 @@ def test_twenty_kills_lose_no_job(fresh_dsn, ledger):
     assert rows(fresh_dsn, "SELECT max(attempt) FROM jobrunner.v_jobs") == [(1,)], "a crash of the worker used up an attempt"
 
 
-def test_rescued_within_a_lease_and_a_poll(fresh_dsn, ledger):
+@each_mode
+def test_rescued_within_a_lease_and_a_poll(fresh_dsn, ledger, mode):
     """The job of a worker killed -9 begins again elsewhere within one lease plus one poll."""
-    insert(fresh_dsn, "work", 1, "jsonb_build_object('number', n, 'seconds', 2)")
-    with workers(fresh_dsn, ledger.path, "--lease", "3s", "--poll", "1s", count=2) as both:
+    insert(fresh_dsn, mode.task, 1, "jsonb_build_object('number', n, 'seconds', 2)")
+    with workers(fresh_dsn, ledger.path, *mode.slots(2), "--lease", "3s", "--poll", "1s", count=2) as both:
         wait_until(lambda: ledger.count("begin")["1"] == 1, timeout=20, what="the job to begin")
         holder = rows(fresh_dsn, "SELECT pid FROM jobrunner.v_workers w JOIN jobrunner.v_jobs j ON j.worker_id = w.id")[0][0]
         next(worker for worker in both if worker.process.pid == holder).kill()
@@ -78,14 +80,15 @@ def test_default_settings_after_a_kill(fresh_dsn, ledger):
     assert again <= in_flight
 
 
-def test_paused_past_its_lease(fresh_dsn, ledger):
+@each_mode
+def test_paused_past_its_lease(fresh_dsn, ledger, mode):
     """A worker stopped past its lease and continued: its children are dead, its late writes are refused, the job is another's."""
-    insert(fresh_dsn, "work", 1, "jsonb_build_object('number', n, 'seconds', 6)")
-    with workers(fresh_dsn, ledger.path, "--lease", "2s", "-c", "1") as [first]:
+    insert(fresh_dsn, mode.task, 1, "jsonb_build_object('number', n, 'seconds', 6)")
+    with workers(fresh_dsn, ledger.path, "--lease", "2s", *mode.slots(1)) as [first]:
         wait_until(lambda: ledger.count("begin")["1"] == 1, timeout=20, what="the job to begin")
         child = ledger.lines()[0][2]
         first.signal(signal.SIGSTOP)
-        with workers(fresh_dsn, ledger.path, "--lease", "2s", "-c", "1") as [second]:
+        with workers(fresh_dsn, ledger.path, "--lease", "2s", *mode.slots(1)) as [second]:
             wait_until(lambda: not alive(child), timeout=10, what="the template to end the children of a worker that stands still")
             wait_until(lambda: ledger.count("begin")["1"] == 2, timeout=15, what="the job to begin elsewhere")
             first.signal(signal.SIGCONT)
@@ -93,8 +96,8 @@ def test_paused_past_its_lease(fresh_dsn, ledger):
             wait_for_states(fresh_dsn, 30, succeeded=1)
             assert ledger.count("end")["1"] == 1, "the superseded attempt went on to its end"
             assert rows(fresh_dsn, "SELECT lease, attempt FROM jobrunner.v_jobs") == [(2, 1)]
-            wait_until(lambda: first.text().count("worker started") == 2, timeout=10, what="the first worker to register again")
-            insert(fresh_dsn, "work", 4)
+            wait_until(lambda: "worker registered again" in first.text(), timeout=10, what="the first worker to register again")
+            insert(fresh_dsn, mode.task, 4)
             wait_for_states(fresh_dsn, 20, succeeded=5)
             assert second.stop() == 0
         assert first.stop() == 0
@@ -137,10 +140,11 @@ def test_worker_killed_leaves_no_process(fresh_dsn, ledger):
         wait_until(lambda: not any(map(alive, below)), timeout=5, what="every process of the worker to be gone")
 
 
-def test_template_killed(fresh_dsn, ledger):
+@each_mode
+def test_template_killed(fresh_dsn, ledger, mode):
     """When the template is killed, the worker starts another and the jobs are done."""
-    insert(fresh_dsn, "work", 40, "jsonb_build_object('number', n, 'seconds', 0.05)")
-    with workers(fresh_dsn, ledger.path, "-c", "2") as [worker]:
+    insert(fresh_dsn, mode.task, 40, "jsonb_build_object('number', n, 'seconds', 0.05)")
+    with workers(fresh_dsn, ledger.path, *mode.slots(2)) as [worker]:
         wait_until(lambda: sum(ledger.count("end").values()) >= 5, timeout=20, what="some jobs to be done")
         os.kill(min(worker.descendants()), signal.SIGKILL)  # the oldest process below the worker
         wait_for_states(fresh_dsn, 30, succeeded=40)

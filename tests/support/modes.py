@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import pytest
+
 
 class Mode(NamedTuple):
     """One way to run jobs.
@@ -28,3 +30,5 @@ THREADS = Mode("threads", "work", ("--threads", "{}"))
 ASYNC = Mode("async", "awaiting", ("-c", "1", "--async-slots", "{}"))
 MODES = {mode.name: mode for mode in (PROCESS, THREADS, ASYNC)}
 SHARED = {mode.name: mode for mode in (THREADS, ASYNC)}
+
+each_mode = pytest.mark.parametrize("mode", MODES.values(), ids=list(MODES))
