@@ -70,19 +70,31 @@ def test_only_public_views_are_read(title):
 
 @pytest.mark.parametrize("title", WITH_INDEX)
 def test_the_named_indexes_can_be_used(connection, rows, title):
-    """The planner has a way through each index that the recipe names, in a partition when it is one of a partitioned table."""
+    """The planner has a way through each index that the recipe names, in a partition when it is one of a partitioned table.
+
+    On empty tables two indexes cost the same, and which of them it takes is chance: then it is asked again without the other.
+    """
     query, _, index = RECIPES[title]
-    with connection.transaction():
+    named = set(re.findall(r"`(\w+)`", index))
+    with connection.transaction(force_rollback=True):
         connection.execute("SET LOCAL enable_seqscan = off")
         connection.execute("SET LOCAL enable_bitmapscan = off")
-        plan = connection.execute("EXPLAIN " + VARIABLE.sub(r"%(\1)s", query.replace("%", "%%")), SOME).fetchall()
-    used = set(re.findall(r"using (\w+)", "\n".join(line for (line,) in plan)))
+        used = indexes_used(connection, query)
+        while named - used and (rivals := [name for name in sorted(used - named) if not name.endswith("_pkey")]):
+            connection.execute(f"DROP INDEX jobrunner.{rivals[0]}")
+            used = indexes_used(connection, query)
+    assert named <= used
+
+
+def indexes_used(connection, query):
+    """The indexes in the plan of a query, by the names of their partitioned parents."""
+    plan = connection.execute("EXPLAIN " + VARIABLE.sub(r"%(\1)s", query.replace("%", "%%")), SOME).fetchall()
     parents = dict(
         connection.execute(
             "SELECT c.relname, p.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent WHERE c.relkind = 'i'"
         )
     )
-    assert set(re.findall(r"`(\w+)`", index)) <= {parents.get(name, name) for name in used}
+    return {parents.get(name, name) for name in re.findall(r"using (\w+)", "\n".join(line for (line,) in plan))}
 
 
 def test_queue_depth(rows, answer):
