@@ -1,5 +1,7 @@
 """Drain of no-op jobs by a real worker with process isolation, beside the bare loop that runs the same claim and finish SQL.
 
+`worker_memory_limit` is the same with a limit on each job, `worker_threads` with ten threads instead of two processes.
+
 The worker's figure is steady state: from the first finished job to the last, by the database's clock; its start is reported apart.
 """
 
@@ -20,14 +22,16 @@ from jobrunner.store import Floor, Store
 
 APP = str(Path(__file__).with_name("app.py"))
 BATCH = 100
+MEMORY_LIMIT = 1_000_000_000  # bytes; never reached
 
 
-def fill(dsn: str, count: int) -> None:
+def fill(dsn: str, count: int, memory_limit: int | None = None) -> None:
     """Enqueue `count` no-op jobs."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
-            "INSERT INTO jobrunner.jobs (task, args) SELECT 'noop', jsonb_build_object('number', n) FROM generate_series(1, %s) AS n",
-            (count,),
+            "INSERT INTO jobrunner.jobs (task, args, memory_limit) "
+            "SELECT 'noop', jsonb_build_object('number', n), %s FROM generate_series(1, %s) AS n",
+            (memory_limit, count),
         )
         connection.execute("VACUUM ANALYZE jobrunner.jobs")
 
@@ -57,10 +61,10 @@ def bare(dsn: str, count: int) -> float:
         return count / (time.perf_counter() - began)
 
 
-def worker(dsn: str, count: int, *options: str) -> float:
+def worker(dsn: str, count: int, *options: str, memory_limit: int | None = None) -> float:
     """`jobrunner work --drain` with two children."""
-    fill(dsn, count)
-    command = [sys.executable, "-m", "jobrunner", "work", "--dsn", dsn, "--app", APP, "--drain", "-c", "2", *options]
+    fill(dsn, count, memory_limit)
+    command = [sys.executable, "-m", "jobrunner", "work", "--dsn", dsn, "--app", APP, "--drain", *(options or ("-c", "2"))]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     with psycopg.connect(dsn) as connection:
         done, seconds = connection.execute(  # type: ignore[misc]
@@ -77,10 +81,20 @@ def main() -> None:
     with harness.database() as dsn:
         figures = harness.interleave(
             options.rounds,
-            {"bare_loop_batch_100": lambda: bare(dsn, options.jobs), "worker": lambda: worker(dsn, options.jobs)},
+            {
+                "bare_loop_batch_100": lambda: bare(dsn, options.jobs),
+                "worker": lambda: worker(dsn, options.jobs),
+                "worker_memory_limit": lambda: worker(dsn, options.jobs, memory_limit=MEMORY_LIMIT),
+                "worker_threads": lambda: worker(dsn, options.jobs, "--threads", "10"),
+            },
             lambda: harness.empty(dsn),
         )
-        harness.report("drain", "jobs/s", figures, {"drain": ("worker", "bare_loop_batch_100", 0.3)}, jobs=options.jobs)
+        ratios = {
+            "drain": ("worker", "bare_loop_batch_100", 0.3),
+            "memory_limit": ("worker_memory_limit", "worker", 0.75),
+            "threads": ("worker_threads", "worker", 0.75),
+        }
+        harness.report("drain", "jobs/s", figures, ratios, jobs=options.jobs)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
@@ -19,7 +19,6 @@ from jobrunner.payload import encode_checkpoint
 from jobrunner.texts import storable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from datetime import datetime
 
     from jobrunner.handle import Job
@@ -34,6 +33,7 @@ NOTES_PER_SECOND = 50  # progress notes that leave the attempt; more are joined,
 BURST = 200  # notes at once before that
 LATEST_AFTER = 0.5  # seconds after which a note that was held back goes out though nothing newer comes
 LOGGER = "jobrunner.job"
+_LOG = logging.getLogger(LOGGER)
 SOFT_LIMIT = "timeout"  # the reason to stop that is no wish of anybody's
 
 
@@ -100,7 +100,7 @@ class JobContext:
         self.id, self.task, self.queue = id, task, queue
         self.attempt, self.max_attempts, self.lease = attempt, max_attempts, lease
         self.deadline = deadline
-        self.log = logging.getLogger(LOGGER)
+        self.log = _LOG
         self.log_level: int | None = logging.INFO
         self.log_lines, self.log_bytes = 0, 0  # sent to the job's log
         self.owner: Any = None  # the JobRunner that runs it; what is enqueued for another one is no child of this job
@@ -281,11 +281,17 @@ def _joined(older: tuple[float | None, str | None] | None, newer: tuple[float | 
     return (older[0] if newer[0] is None else newer[0], older[1] if newer[1] is None else newer[1])
 
 
-@contextmanager
-def running(context: JobContext) -> Iterator[JobContext]:
+class running:  # noqa: N801  used as a function is: `with running(context):`
     """For the worker: make `context` the current job for the length of the block."""
-    token = _current.set(context)
-    try:
-        yield context
-    finally:
-        _current.reset(token)
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: JobContext) -> None:
+        self._context = context
+
+    def __enter__(self) -> JobContext:
+        self._token = _current.set(self._context)
+        return self._context
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)

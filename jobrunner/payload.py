@@ -25,6 +25,7 @@ if typing.TYPE_CHECKING:
 RETURN_VALUE = "return value"
 CHECKPOINT = "checkpoint"
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 _arguments = Compiler()
 _results = Compiler(lenient=True)
@@ -64,6 +65,10 @@ class Parameters:
                 positional.append(parameter.name)
         simple = len(positional) == len(self._codecs)
         defaults = sum(self.signature.parameters[name].default is not inspect.Parameter.empty for name in positional)
+        # Names that a stored object may have, and must have, for its values to be the keyword arguments as they are.
+        by_name = all(parameter.kind in _BY_NAME for parameter in self.signature.parameters.values())
+        self._named = frozenset(self._codecs) if by_name else frozenset[str]()
+        self._needed = {name for name in self._named if self.signature.parameters[name].default is inspect.Parameter.empty}
         self._fast = [(name, self._codecs[name].encode) for name in positional] if simple else []
         self._fewest, self._most = (len(positional) - defaults, len(positional)) if simple else (1, 0)
 
@@ -115,6 +120,10 @@ class Parameters:
         extra: dict[str, Any] = {}
         name = ""
         try:
+            if self._needed <= data.keys() <= self._named:
+                for name, item in data.items():
+                    values[name] = self._codecs[name].decode(item)
+                return (), values
             for name, item in data.items():
                 if name in self._filled:  # else it would go to **kwargs, and the function be called with it twice
                     self._refuse_call(f"got an unexpected argument {name!r}")

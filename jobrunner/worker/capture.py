@@ -118,19 +118,21 @@ class Redirected:
         self._outbox, self._pipes = outbox, pipes
         self._kept: dict[int, int] = {}
         self._streams = (sys.stdout, sys.stderr)
-        self._before = self._identities()
-
-    def _identities(self) -> list[tuple[int, int] | None]:
-        return [_identity(number) for number in (*self._pipes, *self._pipes.values())]
+        self._before = {number: _identity(number) for number in (*self._pipes, *self._pipes.values())}
 
     def spoilt(self) -> bool:
         """Whether a job has closed or replaced what the next ones print to: its number may be somebody's connection by now."""
-        return any(stream is not None and stream.closed for stream in self._streams) or self._identities() != self._before
+        for stream in self._streams:
+            if stream is not None and stream.closed:
+                return True
+        return any(_identity(number) != self._before[number] for number in self._pipes)
 
     def begin(self, context: JobContext, *, keep: bool) -> None:
         """Lead both streams to the worker; `keep`: as lines of the job's log, else only to be counted and passed on."""
         self._outbox.send(["capture", context.id, context.lease, keep])
         for number, pipe in self._pipes.items():
+            if _identity(pipe) != self._before[pipe]:
+                continue  # an earlier job closed it, and what has its number now is not ours
             try:
                 self._kept[number] = os.dup(number)
                 os.dup2(pipe, number)

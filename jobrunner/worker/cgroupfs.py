@@ -98,6 +98,15 @@ def keyed(file: Path | str) -> dict[str, int]:
     return {key: int(value) for key, value in pairs}
 
 
+def count(file: str, key: bytes) -> int:
+    """One number of a flat keyed file, read for each job that has a limit; 0 when it is gone."""
+    try:
+        _, found, rest = (b"\n" + read(file)).partition(b"\n" + key + b" ")
+    except OSError:
+        return 0
+    return int(rest.split(maxsplit=1)[0]) if found else 0
+
+
 def number(file: Path | str) -> int | None:
     """A single value; None when the file is gone or holds another word, such as `max`."""
     try:

@@ -115,11 +115,11 @@ class Group:
 
     def oom_kills(self) -> int:
         """How many processes of the group the kernel has killed for want of memory since it was made; the machine's want counts too."""
-        return cgroupfs.keyed(f"{self._memory}/{self._events}").get("oom_kill", 0)
+        return cgroupfs.count(f"{self._memory}/{self._events}", b"oom_kill")
 
     def process_refusals(self) -> int:
         """How often the limit of processes has refused one since the group was made."""
-        return 0 if self._pids is None else cgroupfs.keyed(f"{self._pids}/pids.events").get("max", 0)
+        return 0 if self._pids is None else cgroupfs.count(f"{self._pids}/pids.events", b"max")
 
     def processes(self) -> list[int]:
         """Who is in the group; not those who are dead and not yet waited for."""

@@ -90,7 +90,7 @@ class _Child:
             self.redirected.begin(context, keep=keep)
         self.ear.began(context)
         try:
-            return execute(self.jobs, context, job, _Spent(self.memory), _held(call, job.limits) if job.limits else call)
+            return execute(self.jobs, context, job, _Spent(self.memory), _held(call, job.limits, self.memory) if job.limits else call)
         finally:
             self.ear.ended(context)
             if caught:
@@ -108,7 +108,7 @@ class _Child:
         return None
 
 
-def _held(call: Callable[..., Any], bounds: dict[str, int | None]) -> Callable[..., Any]:
+def _held(call: Callable[..., Any], bounds: dict[str, int | None], own: limits.PeakMemory) -> Callable[..., Any]:
     """Have the kernel hold limits around the task, and lift them before anything is said of how it ended: that needs memory as well."""
     cpu_ms, memory = bounds.get("cpu_ms"), bounds.get("memory")
 
@@ -116,12 +116,14 @@ def _held(call: Callable[..., Any], bounds: dict[str, int | None]) -> Callable[.
         try:
             if cpu_ms is not None:
                 limits.set_cpu_seconds(-(-cpu_ms // 1000) + CPU_MARGIN)
-            if memory is not None and (mapped := limits.address_space_bytes()) is not None:
+            if memory is not None and (mapped := own.address_space_bytes()) is not None:
                 limits.set_address_space(mapped + max(memory * ADDRESS_SPACE_FACTOR, memory + ADDRESS_SPACE_LEAST))
             return call(*args, **kwargs)
         finally:
-            limits.set_cpu_seconds(None)
-            limits.set_address_space(None)
+            if cpu_ms is not None:
+                limits.set_cpu_seconds(None)
+            if memory is not None:
+                limits.set_address_space(None)
 
     return held
 

@@ -109,14 +109,18 @@ class Run:
         What its process has used before must be known when it begins, or what the process prints must be its own. Limits of time
         and memory are looked at while it runs: jobs with these travel like any others.
         """
-        if self.captures or self.job.suspect:
-            return True
-        return self.limits is not None and any(self.limits.get(limit) is not None for limit in _OF_THE_PROCESS)
+        return self.captures or self.job.suspect or (self.job.limits is not None and _of_the_process(self.job.limits))
 
 
-@lru_cache(maxsize=256)  # few tasks have limits of their own, and thousands of jobs have the same
+# Few tasks have limits of their own, and thousands of jobs have the same.
+@lru_cache(maxsize=256)
 def _parsed(limits: str) -> dict[str, int | None]:
     return json.loads(limits)  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=256)
+def _of_the_process(limits: str) -> bool:
+    return any(_parsed(limits).get(limit) is not None for limit in _OF_THE_PROCESS)
 
 
 def _held(limits: dict[str, int | None] | None) -> int | None:

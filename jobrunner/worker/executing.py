@@ -151,7 +151,7 @@ class InProcess:
 
         def call(task: Task[..., Any], /, *args: Any, **kwargs: Any) -> Any:
             value = interruptible(context, task.fn, *args, **kwargs)
-            if inspect.isawaitable(value):
+            if value is not None and inspect.isawaitable(value):
                 # the runner has a context of its own, in which no job would be current
                 value = self.runner.run(self._await(context, value), context=contextvars.copy_context())
             return value

@@ -18,6 +18,7 @@ from pathlib import Path
 _KIB = 1024  # bytes; the unit of the kernel's memory figures
 _SLACK = 1 << 20  # bytes by which two readings of one peak may differ: the kernel counts pages per CPU
 _STATM_SIZE = 128  # bytes; seven numbers
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -43,9 +44,12 @@ def kill_group(group: int, signal_number: int) -> None:
         os.killpg(group, signal_number)
 
 
+_libc = ctypes.CDLL(None, use_errno=True)  # found once: a forked child is to begin its work at once
+
+
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+        _libc.prctl(option, value, 0, 0, 0)
 
 
 def resident_bytes() -> int | None:
@@ -60,7 +64,7 @@ def address_space_bytes() -> int | None:
 
 def _statm(field: int) -> int | None:
     try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[field]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[field]) * _PAGE
     except (OSError, ValueError, IndexError):
         return None
 
@@ -118,13 +122,20 @@ class PeakMemory:
         self._statm = _OwnFile("/proc/self/statm", os.O_RDONLY)
         self._begun = False
         self._by_rusage: bool | None = None
+        self._floor = self._peak = 0
+        self._pid = 0
 
     def reset(self) -> bool:
         """Let the peak begin again at what is resident now.
 
+        The kernel is asked only when the peak has risen since it was asked last: after a job that needed no more than was resident
+        already there is nothing to reset, but for what has been freed meanwhile.
+
         Returns:
-            Whether the kernel did; without it there is no peak to tell, only that of the whole process's life.
+            Whether the peak begins anew; without it there is no peak to tell, only that of the whole process's life.
         """
+        if self._begun and self._by_rusage and self._pid == os.getpid() and self._peak - self._floor <= _SLACK:
+            return True
         self._begun = False
         descriptor = self._clear.descriptor()
         if descriptor is not None:
@@ -134,19 +145,32 @@ class PeakMemory:
             # In a process that has called exec, ru_maxrss also covers what it was before and does not follow the reset.
             high = _high_water()
             self._by_rusage = high is not None and abs(_max_rss() - high) <= _SLACK
+        if self._begun:
+            self._floor = self._peak = _max_rss()
+            self._pid = os.getpid()
         return self._begun
 
     def peak_bytes(self) -> int | None:
         """The most that was resident since the last `reset`; None when that did not work."""
         if not self._begun:
             return None
-        return _max_rss() if self._by_rusage else _high_water()
+        if not self._by_rusage:
+            return _high_water()
+        self._peak = _max_rss()
+        return self._peak
 
     def resident_bytes(self) -> int | None:
         """What is resident now; None where `/proc` does not tell."""
+        return self._pages(1)
+
+    def address_space_bytes(self) -> int | None:
+        """Size of the address space now, which `set_address_space` counts; None where `/proc` does not tell."""
+        return self._pages(0)
+
+    def _pages(self, field: int) -> int | None:
         descriptor = self._statm.descriptor()
         try:
-            return None if descriptor is None else int(os.pread(descriptor, _STATM_SIZE, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            return None if descriptor is None else int(os.pread(descriptor, _STATM_SIZE, 0).split()[field]) * _PAGE
         except (OSError, IndexError):
             return None
 

@@ -113,7 +113,7 @@ class _Child:
                 value = interruptible(context, task.fn, *args, **kwargs)
             finally:
                 self.ear.leave(context)
-            if inspect.isawaitable(value):
+            if value is not None and inspect.isawaitable(value):
                 with asyncio.Runner() as runner:
                     value = runner.run(self._await(context, value), context=contextvars.copy_context())
             return value

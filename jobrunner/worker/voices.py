@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 INTERRUPT = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 
 MOST_EARLY = 64  # orders kept for attempts that this child does not know (yet)
+_encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 
 class Outbox:
@@ -42,7 +43,7 @@ class Outbox:
 
     def send(self, fields: list[Any]) -> None:
         """Send one line. Raises BrokenPipeError or ConnectionError when the worker is gone."""
-        data = json.dumps(fields).encode() + b"\n"
+        data = _encode(fields).encode() + b"\n"
         own = threading.get_ident()
         with self._lock:
             if self._sender == own:  # this is a signal handler amid another line

@@ -23,6 +23,7 @@ OK = "ok"  # in the place of an ending: the task returned
 DONE = "done"  # likewise: it is in the database already, a transactional task wrote it
 INLINE_LIMIT = 48_000  # bytes of a datagram; a socket buffer holds at least four of them. Larger arguments travel as an open file
 _BUFFER = 64_000
+_parse = json.JSONDecoder().raw_decode
 _ROOM_FOR_DESCRIPTORS = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 # A pair that keeps message boundaries and tells when the other side is gone; macOS has no SEQPACKET for local sockets.
 JOB_SOCKET = socket.SOCK_SEQPACKET if hasattr(socket, "SOCK_SEQPACKET") and os.uname().sysname == "Linux" else socket.SOCK_DGRAM
@@ -95,7 +96,7 @@ def receive_job(sock: socket.socket, flags: int = 0) -> bytes:
 
 def decode_job(data: bytes) -> Assignment:
     """Parse what `encode_job` made."""
-    return Assignment(*json.loads(str(data, "utf-8")))
+    return Assignment(*_parse(str(data, "utf-8"))[0])
 
 
 def job_id(data: bytes) -> int:
@@ -137,6 +138,8 @@ def _send(sock: socket.socket, data: bytes, descriptors: tuple[int, ...], flags:
 
 def _receive(sock: socket.socket, size: int, flags: int) -> tuple[bytes, list[int]]:
     data, ancillary, _, _ = sock.recvmsg(size, _ROOM_FOR_DESCRIPTORS, flags)
+    if not ancillary:
+        return data, []
     descriptors = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
