@@ -122,10 +122,8 @@ class Redirected:
 
     def spoilt(self) -> bool:
         """Whether a job has closed or replaced what the next ones print to: its number may be somebody's connection by now."""
-        for stream in self._streams:
-            if stream is not None and stream.closed:
-                return True
-        return any(_identity(number) != self._before[number] for number in self._pipes)
+        closed = any(stream is not None and stream.closed for stream in self._streams)
+        return closed or any(_identity(number) != self._before[number] for number in self._pipes)
 
     def begin(self, context: JobContext, *, keep: bool) -> None:
         """Lead both streams to the worker; `keep`: as lines of the job's log, else only to be counted and passed on."""

@@ -78,6 +78,7 @@ class _Child:
         self.ear = ProcessEar(channels.orders)
         self.calls = InProcess(runner, self.ear)
         self.memory = limits.PeakMemory()
+        self.descendants = _Descendants()
         self.redirected = capture.Redirected(outbox, dict(channels.pipes))
 
     def run(self, job: wire.Assignment) -> list[Any]:
@@ -90,7 +91,8 @@ class _Child:
             self.redirected.begin(context, keep=keep)
         self.ear.began(context)
         try:
-            return execute(self.jobs, context, job, _Spent(self.memory), _held(call, job.limits, self.memory) if job.limits else call)
+            spent = _Spent(self.memory, self.descendants)
+            return execute(self.jobs, context, job, spent, _held(call, job.limits, self.memory) if job.limits else call)
         finally:
             self.ear.ended(context)
             if caught:
@@ -99,7 +101,7 @@ class _Child:
 
     def reason_to_leave(self, recycling: Recycling) -> str | None:
         """Why a fresh child should take over: too much memory, what the last job left behind or took away."""
-        if leaves_processes():
+        if self.descendants.are_left():
             return "left processes"
         if self.redirected.spoilt():
             return "closed streams"
@@ -131,27 +133,43 @@ def _held(call: Callable[..., Any], bounds: dict[str, int | None], own: limits.P
 class _Spent:
     """Wall, CPU and peak memory of an attempt that has the process to itself; the CPU of processes that it waited for included."""
 
-    def __init__(self, memory: limits.PeakMemory) -> None:
-        self._memory = memory
+    def __init__(self, memory: limits.PeakMemory, descendants: _Descendants) -> None:
+        self._memory, self._descendants = memory, descendants
         memory.reset()
-        self._children = _children_cpu()
+        self._children = descendants.cpu
         self._began, self._cpu = time.monotonic(), time.process_time()
 
     def read(self) -> tuple[int, int | None, int | None]:
-        wall, cpu = time.monotonic() - self._began, time.process_time() - self._cpu + _children_cpu() - self._children
+        self._descendants.look()
+        wall, cpu = time.monotonic() - self._began, time.process_time() - self._cpu + self._descendants.cpu - self._children
         return round(wall * 1000), round(cpu * 1000), self._memory.peak_bytes()
 
 
-def _children_cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+class _Descendants:
+    """What jobs start beside themselves.
 
+    Attributes:
+        cpu: seconds that those have used for whose end somebody here has waited, as of the last look.
+    """
 
-def leaves_processes() -> bool:
-    """Collect the dead children of this process; whether living ones are left. This process adopts what its own children leave."""
-    while True:
-        try:
-            if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is None:
-                return True
-        except ChildProcessError:
-            return False
+    def __init__(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Read what they have used. Between two jobs nothing is added, so that one look a job is enough."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.cpu = used.ru_utime + used.ru_stime
+
+    def are_left(self) -> bool:
+        """Collect the dead; whether living ones are left. This process adopts what its own children leave."""
+        collected = False
+        while True:
+            try:
+                if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is None:
+                    return True
+            except ChildProcessError:
+                break
+            collected = True
+        if collected:
+            self.look()  # what they have used is nobody's, and not the next job's
+        return False

@@ -20,13 +20,10 @@ class Pace:
     def learn(self, task: str, run_ms: int) -> None:
         """Take in that a job has ended."""
         seconds = run_ms / 1000
-        self.mean = _moved(self.mean, seconds)
-        self._tasks[task] = _moved(self._tasks.get(task), seconds)
+        mean, own = self.mean, self._tasks.get(task)
+        self.mean = seconds if mean is None else mean + _SMOOTHING * (seconds - mean)
+        self._tasks[task] = seconds if own is None else own + _SMOOTHING * (seconds - own)
 
     def expected(self, task: str) -> float:
         """Seconds that the next job of a task will take."""
         return self._tasks.get(task, UNKNOWN)
-
-
-def _moved(mean: float | None, newest: float) -> float:
-    return newest if mean is None else mean + _SMOOTHING * (newest - mean)

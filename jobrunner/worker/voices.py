@@ -44,27 +44,29 @@ class Outbox:
     def send(self, fields: list[Any]) -> None:
         """Send one line. Raises BrokenPipeError or ConnectionError when the worker is gone."""
         data = _encode(fields).encode() + b"\n"
-        own = threading.get_ident()
         with self._lock:
-            if self._sender == own:  # this is a signal handler amid another line
+            if self._sender == threading.get_ident():  # this is a signal handler amid another line
                 self._later.append(data)
                 return
-            try:
-                self._sender = own
-                self._send(data)
-                while self._later:
-                    self._send(self._later.pop(0))
-            finally:
-                self._sender = None
+            self._send_all(data)
 
     def finish(self, fields: list[Any]) -> None:
         """Send the end of an attempt: from the child's own loop, where no line can be under way in this thread.
 
         If one seems to be, the exception of a signal handler came between two instructions of `send`.
         """
+        data = _encode(fields).encode() + b"\n"
         with self._lock:
+            self._send_all(data)
+
+    def _send_all(self, data: bytes) -> None:
+        try:
+            self._sender = threading.get_ident()
+            self._send(data)
+            while self._later:
+                self._send(self._later.pop(0))
+        finally:
             self._sender = None
-        self.send(fields)
 
     def _send(self, data: bytes) -> None:
         """A line that an exception has cut off (an interrupt, an alarm of the task's own) must not spoil the one after it."""
