@@ -44,3 +44,9 @@ def work(number: int) -> None:  # noqa: ARG001  as many arguments as the others 
 async def async_work(number: int) -> None:  # noqa: ARG001
     """A millisecond of CPU, in a coroutine that never waits."""
     spin()
+
+
+@jobs.task
+def nap(seconds: float) -> None:
+    """Short or long, which nobody knows before."""
+    time.sleep(seconds)

@@ -148,7 +148,7 @@ class Child:
         outputs: read ends of what it prints while that is caught, by file descriptor 1 and 2.
         grouped: limits that stand on its control group.
         oom_kills, refusals: of that group, before the job that it runs.
-        cpu_told: CPU milliseconds of the jobs that it has finished.
+        done_count, cpu_told: how many jobs it has finished, and their CPU milliseconds.
     """
 
     number: int
@@ -178,6 +178,7 @@ class Child:
     refusals: int = 0
     sampled_at: float = 0.0
     memory: int = 0
+    done_count: int = 0
     cpu_told: int = 0
 
     @property

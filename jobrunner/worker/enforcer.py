@@ -24,6 +24,7 @@ SAMPLE = 0.1  # seconds between looks at what a limited attempt uses
 GLANCE = 1.0  # and at one without limits, for its peak
 STOP_PATIENCE = 2.0  # seconds a cancelled attempt may go on after it was told, before it is interrupted
 INTERRUPT_PATIENCE = 1.0  # seconds between the exception in the task and SIGTERM
+_XCPU = f"signal {int(signal.SIGXCPU)}"  # how a process dies that the kernel ends for its CPU time
 NEIGHBOUR_PATIENCE = 10.0  # seconds that jobs in other threads of a child get to end before it is killed for one of them
 
 
@@ -220,6 +221,21 @@ class Enforcer:
             return Kill(Ending.RETRY, "jobrunner.errors.OutputLimitExceeded", over_output(output), "output", now)
         if memory is not None and self._ran_out_of_memory(child, run, memory):
             return Kill(Ending.RETRY, "jobrunner.errors.MemoryLimitExceeded", over_memory(memory), "memory", now)
+        return None
+
+    def cause_of_death(self, child: Child, run: Run, cause: str, now: float) -> Kill | None:
+        """Who else than the job itself ended its process: the kernel for a limit, or we for another job in it; None for nobody."""
+        limits = run.limits or {}
+        if child.killed or (child.kind != PROCESS and child.put_down and not child.deaf):
+            return Kill(Ending.RELEASE, None, None, "neighbour", now)
+        if (overrun := self.overrun(child, run, now)) is not None:
+            return overrun
+        if child.deaf and child.put_down:
+            message = f"the job closed the sockets between its process and the worker, which killed it ({cause})"
+            return Kill(Ending.CRASH, "jobrunner.errors.WorkerProcessDied", message, cause, now)
+        if limits.get("cpu_ms") is not None and cause == _XCPU:
+            message = f"used more CPU than its cpu_limit of {(limits['cpu_ms'] or 0) / 1000:g} s"
+            return Kill(Ending.RETRY, "jobrunner.errors.CpuLimitExceeded", message, "cpu", now)
         return None
 
     def _exceeded(self, child: Child, run: Run, error: str, message: str, cause: str, now: float) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jobrunner.store import Store
 
 MAX_POOL = 200  # characters of a pool's name: a line of `jobrunner workers runs` stays a line
+LEAST_MEMORY = 16_000_000  # bytes for --max-memory-per-child: below, it is a number whose unit was forgotten
 MAX_POOL_SLOTS = 1000  # each is asked for in turn
 _MIN_LEASE = timedelta(seconds=1)  # below, a busy machine loses leases without anything being wrong
 
@@ -92,7 +93,7 @@ class WorkerOptions:
             "threads": self.threads < 0,
             "async-slots": self.async_slots < 0,
             "max-jobs-per-child": self.max_jobs_per_child is not None and self.max_jobs_per_child < 1,
-            "max-memory-per-child": self.max_memory_per_child is not None and self.max_memory_per_child < 1,
+            "max-memory-per-child": self.max_memory_per_child is not None and self.max_memory_per_child < LEAST_MEMORY,
             "lease": self.lease < _MIN_LEASE,
             "poll": self.poll <= timedelta(0),
             "max-jobs": self.max_jobs is not None and self.max_jobs < 1,
@@ -123,7 +124,7 @@ _HINTS = {
     "threads": "how many; 0 is none",
     "async-slots": "how many; 0 is none",
     "max-jobs-per-child": "at least 1",
-    "max-memory-per-child": "bytes, or text such as 512MB",
+    "max-memory-per-child": "a size with its unit, such as 512MB; a child holds more than 16MB before its first job",
     "lease": "at least 1 second; the default is 30",
     "poll": "above 0 seconds; the default is 1",
     "max-jobs": "at least 1",

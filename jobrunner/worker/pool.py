@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import signal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobrunner import clock
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from jobrunner.jobs import ClaimedJob
 
 _DEAF_PATIENCE = 0.1  # seconds between the end of what a child says and its kill: one that is dying is gone long before
-_XCPU = f"signal {int(signal.SIGXCPU)}"  # how a process dies that the kernel ends for its CPU time
 
 
 class Shape(NamedTuple):
@@ -61,6 +59,7 @@ class Pool:
         self.stopping = False
         self.notes: list[Note] = []
         self.template_died = False
+        self._warned = False  # that children are replaced after every job
         self._ended: list[Ended] = []
         self._selector = selector
         self._numbers = 0
@@ -226,6 +225,9 @@ class Pool:
         if kind == "retire":
             if not child.retired:
                 logger.debug("child retires", extra={"pid": child.pid, "reason": rest[0]})
+                if rest[0] == "memory" and child.done_count <= 1 and not self._warned:
+                    self._warned = True
+                    logger.warning("a child was above --max-memory-per-child after its first job: each job costs a process if that goes on")
                 child.dismiss()
                 self._lane_of(child).take_back(child)
             return
@@ -248,6 +250,7 @@ class Pool:
             return
         self._outputs.finish(child, run)
         child.drop(job_id)
+        child.done_count += 1
         lane.pace.learn(run.job.task, run_ms)
         child.cpu_told += cpu_ms or 0
         if run.kill is not None and child.kind == PROCESS:
@@ -267,7 +270,7 @@ class Pool:
             lane.lost(child, now)
         for run in child.runs.values():
             self._outputs.finish(child, run)
-            kill = run.kill or self._why(child, run, cause, now)
+            kill = run.kill or self.enforcer.cause_of_death(child, run, cause, now)
             own = child.kind == PROCESS
             self._ended.append(
                 died(run, kill, cause, now, cpu_ms=max(0, cpu_ms - child.cpu_told) if own else None, peak=peak if own else None)
@@ -277,21 +280,6 @@ class Pool:
                 facts = {"job": run.job.id, "task": run.job.task, "attempt": run.job.attempt, "lease": run.job.lease, "cause": cause}
                 logger.error("job's process died", extra=facts)
         self._forget(lane, child)
-
-    def _why(self, child: Child, run: Run, cause: str, now: float) -> Kill | None:
-        """Who else than the job itself ended its process: the kernel for a limit, or we for another job in it."""
-        limits = run.limits or {}
-        if child.killed or (child.put_down and child.kind != PROCESS):
-            return Kill(Ending.RELEASE, None, None, "neighbour", now)
-        if (overrun := self.enforcer.overrun(child, run, now)) is not None:
-            return overrun
-        if child.deaf and child.put_down:
-            message = f"the job closed the sockets between its process and the worker, which killed it ({cause})"
-            return Kill(Ending.CRASH, "jobrunner.errors.WorkerProcessDied", message, cause, now)
-        if limits.get("cpu_ms") is not None and cause == _XCPU:
-            message = f"used more CPU than its cpu_limit of {(limits['cpu_ms'] or 0) / 1000:g} s"
-            return Kill(Ending.RETRY, "jobrunner.errors.CpuLimitExceeded", message, "cpu", now)
-        return None
 
     # -- jobs, in all lanes
 

@@ -172,3 +172,14 @@ def test_suspects_do_not_hold_up_the_rest(dsn, ledger, mode):
         wait_until(lambda: ledger.count("begin")["1"] and ledger.count("begin")["2"], timeout=20, what="both suspects to begin")
     assert len({*pids_of(ledger, 1), *pids_of(ledger, 2), *pids_of(ledger, 101)}) == 3
     assert rows(dsn, "SELECT bool_and(started_at IS NOT NULL) FROM jobrunner.jobs WHERE crash_count = 1") == [(True,)]
+
+
+def test_who_closes_the_sockets_of_all_is_found(dsn, ledger):
+    """A thread that closes every descriptor makes its process mute, which is ended: that counts as a crash, and is brought home to it."""
+    insert(dsn, "work", 2, "jsonb_build_object('number', 100 + n, 'seconds', 2)")
+    with workers(dsn, ledger.path, "--threads", "3", app=APP):
+        wait_until(lambda: len(ledger.count("begin")) == 2, timeout=30, what="the innocents to begin")
+        insert(dsn, "close_everything", 1, max_crashes=2)
+        wait_for_states(dsn, 60, succeeded=2, quarantined=1)
+    assert [row[0] for row in attempts(dsn, "close_everything")] == ["crashed", "quarantined"]
+    assert rows(dsn, "SELECT DISTINCT attempt, crash_count FROM jobrunner.v_jobs WHERE state = 'succeeded'") == [(1, 0)]

@@ -179,3 +179,11 @@ def limited(number: int, seconds: float = 0.0) -> int:
     time.sleep(seconds)
     note("end", number)
     return number
+
+
+@jobs.task(max_attempts=1, max_crashes=2, backoff="constant", backoff_base=0)
+def close_everything(number: int) -> None:
+    """Close what is not its own: the process can say nothing any more."""
+    note("begin", number)
+    os.closerange(3, 1024)
+    time.sleep(600)
