@@ -226,13 +226,15 @@ class Child:
         return now - self.newest > MOVE_AFTER or self.load - sum(run.expected for run in self.active()) > MOVE_AFTER
 
     def ahead(self, mean: float | None, now: float) -> int:
-        """How many more jobs of the usual kind may wait here: none while run times are unknown, what runs is long, or enough are here.
+        """How many more jobs of the usual kind may wait here: none while run times are unknown, what runs takes its time, or enough wait.
 
         Below half of what it may hold it is filled up: many at a time cost less than one by one.
         """
         waiting = max(0, len(self.runs) - self.capacity)
         budget = AHEAD * self.capacity
-        if mean is None or self.load > budget / 2 or waiting > MAX_AHEAD // 2 or self.stuck(now):
+        if mean is None or self.load > budget / 2 or waiting > MAX_AHEAD // 2:
+            return 0
+        if len(self.runs) >= self.capacity and now - self.newest > MOVE_AFTER + mean:
             return 0
         return min(MAX_AHEAD - waiting, int((budget - self.load) / max(mean, _SHORTEST)))
 
