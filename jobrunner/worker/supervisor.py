@@ -117,10 +117,10 @@ class Supervisor:
         self._say_started()
         return True
 
-    def _say_started(self) -> None:
+    def _say_started(self, message: str = "worker started") -> None:
         options, tasks = self.options, len(self.pool.forking.tasks)
         shown = {"worker": options.shown_name, "worker_id": self.worker_id, "slots": options.all_slots, "tasks": tasks}
-        logger.info("worker started", extra={**shown, "queues": ",".join(name for name, _ in options.queues)})
+        logger.info(message, extra={**shown, "queues": ",".join(name for name, _ in options.queues)})
         if not tasks:
             logger.warning("the app registers no task: nothing can run here")
 
@@ -290,7 +290,7 @@ class Supervisor:
                 self._slot_lost = True
                 return False
             self.link.join_as(self.worker_id)
-            self._say_started()
+            self._say_started("worker registered again")
             return True
         return False
 

@@ -98,7 +98,7 @@ def test_a_text_from_a_row_cannot_move_the_cursor(connection, reader):
         ("ready", r"^ *\d+ +export.gdpr +default +0/5 +0 +9m\d\ds +\{"),
         ("failed", r"^ *\d+ +\w\S+ +\w+ +3/3 +\d\S+ +1.0s +failed +shop.http.UpstreamTimeout: no answer from"),
         ("errors", r"^ *\d+ +\d+ +\d\S+ +\w\S+ (?:\+\d)? +\d+ +shop.http.UpstreamTimeout: no answer from"),
-        ("workers", r"^worker-2@web-2 +alive +2/4 +\d\S+ +131.5 MB +default,mail$"),
+        ("workers", r"^worker-2@web-2 +alive +2/4 +\d\S+ +341.5 MB +default,mail$"),
     ],
 )
 def test_every_list_shows_its_rows(connection, reader, view, expected):

@@ -76,14 +76,24 @@ def test_the_named_indexes_can_be_used(connection, rows, title):
     """
     query, _, index = RECIPES[title]
     named = set(re.findall(r"`(\w+)`", index))
+    rows.attempt(rows.finished("succeeded", lease=2), "retried")  # a table without a page costs nothing to read
     with connection.transaction(force_rollback=True):
         connection.execute("SET LOCAL enable_seqscan = off")
         connection.execute("SET LOCAL enable_bitmapscan = off")
+        connection.execute("SET LOCAL seq_page_cost = 1000000")  # a subquery's choice minds costs only, not what is switched off
         used = indexes_used(connection, query)
-        while named - used and (rivals := [name for name in sorted(used - named) if not name.endswith("_pkey")]):
-            connection.execute(f"DROP INDEX jobrunner.{rivals[0]}")
+        while named - used and (rivals := sorted(used - named)):
+            drop_index(connection, rivals[0])
             used = indexes_used(connection, query)
     assert named <= used
+
+
+def drop_index(connection, name):
+    """Of a primary key too, which goes with its constraint."""
+    table = name.removesuffix("_pkey")
+    connection.execute(
+        f"DROP INDEX jobrunner.{name}" if table == name else f"ALTER TABLE jobrunner.{table} DROP CONSTRAINT {name} CASCADE"
+    )
 
 
 def indexes_used(connection, query):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import signal
@@ -34,8 +35,11 @@ def known(size: int | None) -> int:
 
 
 def touch(size):
-    """Have so much memory for a moment."""
-    return len(b"x" * size)
+    """Have so much memory for a moment. A mapping of its own: what is freed to the allocator may stay resident."""
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        for _ in range(size // MB):
+            memory.write(bytes(MB))
+    return size
 
 
 def test_the_peak_is_since_the_reset():
@@ -189,13 +193,16 @@ def test_address_space():
     """Above the limit an allocation is a MemoryError and the process goes on; None lifts it."""
 
     def body(inside):
+        def allocate(size):
+            return len(b"x" * size)
+
         before = resource.getrlimit(resource.RLIMIT_AS)
         found: list[object] = [limits.set_address_space(known(limits.address_space_bytes()) + 50 * MB)]
         try:
-            touch(100 * MB)
+            allocate(100 * MB)
         except MemoryError:
             found.append("MemoryError")
-        found += [touch(10 * MB), limits.set_address_space(None), touch(100 * MB)]
+        found += [allocate(10 * MB), limits.set_address_space(None), allocate(100 * MB)]
         inside.say([found, resource.getrlimit(resource.RLIMIT_AS) == before])
 
     assert said(body) == [[True, "MemoryError", 10 * MB, True, 100 * MB], True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import UTC, datetime
 
 import pytest
 
@@ -12,6 +13,7 @@ from jobrunner.worker.children import ASYNC, MAX_AHEAD, MOVE_AFTER, PROCESS, STA
 from jobrunner.worker.lanes import MOST_SOLO, REPLACE_AFTER, Lane
 
 NOW = 1000.0
+DUE = datetime(2026, 1, 1, tzinfo=UTC)
 CPU = '{"cpu_ms": 1000}'
 numbers = itertools.count(1)
 
@@ -54,7 +56,7 @@ def jobs(count, task="short", **columns):
     """Claimed jobs."""
     return [
         ClaimedJob(
-            next(numbers), 1, 1, 5, task, "default", "{}", None, None, suspect=columns.get("suspect", False), limits=columns.get("limits")
+            next(numbers), 1, 1, 5, task, "default", "{}", DUE, None, suspect=columns.get("suspect", False), limits=columns.get("limits")
         )
         for _ in range(count)
     ]
