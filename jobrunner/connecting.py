@@ -76,14 +76,21 @@ def connect(dsn: Dsn, *, application_name: str = "jobrunner", **options: Any) ->
         DatabaseUnreachable: with the reason in words; never the password.
         ConfigurationError: libpq cannot read the address.
     """
-    given = _read(dsn)
-    ours = {"connect_timeout": CONNECT_TIMEOUT, **_KEEPALIVES}
-    settings: dict[str, Any] = {name: value for name, value in ours.items() if name not in given}
-    settings |= {"application_name": application_name, "autocommit": True, "prepare_threshold": None, **options}
+    ours = {**patience(dsn), "application_name": application_name, "autocommit": True, "prepare_threshold": None}
     try:
-        return psycopg.connect(dsn.url, **settings)
+        return psycopg.connect(dsn.url, **{**ours, **options})
     except psycopg.OperationalError as error:
         raise explain(error, dsn) from error
+
+
+def patience(dsn: Dsn) -> dict[str, int]:
+    """How long to wait for an answer to a connection or on one, in libpq's words, as far as the address does not say it itself.
+
+    Raises:
+        ConfigurationError: libpq cannot read the address.
+    """
+    given = _read(dsn)
+    return {name: value for name, value in {"connect_timeout": CONNECT_TIMEOUT, **_KEEPALIVES}.items() if name not in given}
 
 
 def explain(error: BaseException, dsn: Dsn) -> DatabaseUnreachable:

@@ -357,3 +357,15 @@ class QueryTimeout(InspectionError):
             hint="narrow the filter (state:failed, an exact task:…), or ask in psql: select … from jobrunner.v_jobs",
         )
         self.seconds = seconds
+
+
+class TablesLocked(QueryTimeout):
+    """A read gave up on a table that somebody has locked, most likely a migration."""
+
+    def __init__(self, seconds: float) -> None:
+        InspectionError.__init__(
+            self,
+            f"somebody has locked the job tables for longer than {seconds:g} s, most likely a migration",
+            hint="try:   the same again in a moment;   select pid, query from pg_stat_activity where state <> 'idle'",
+        )
+        self.seconds = seconds

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from psycopg import errors as pg
 
 from jobrunner import arrays, clock, statements
+from jobrunner.connecting import patience
 from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
 from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Registered, Remains, Succeeded
 from jobrunner.states import sources_of
@@ -338,7 +339,7 @@ class Database:
             pool_reset_on_return=None,
             pool_pre_ping=False,
             pool_use_lifo=True,
-            connect_args={"prepare_threshold": None, "application_name": "jobrunner", "connect_timeout": 10},
+            connect_args={**patience(dsn), "prepare_threshold": None, "application_name": "jobrunner"},
         )
         sa.event.listen(self.engine, "connect", allow_preparing)
 

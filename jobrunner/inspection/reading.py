@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from psycopg import OperationalError
 from psycopg import errors as pg
 
-from jobrunner.errors import DatabaseUnreachable, JobrunnerError, QueryTimeout, SchemaMissing
+from jobrunner.errors import DatabaseUnreachable, JobrunnerError, QueryTimeout, SchemaMissing, TablesLocked
 from jobrunner.store import is_transient
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def reading(database: Database, timeout: timedelta = READ_TIMEOUT) -> Iterator[R
         DatabaseUnreachable: the server does not answer, refuses the login, or no pooled connection became free.
         SchemaMissing: the tables do not exist.
         QueryTimeout: a statement ran longer than `timeout`.
+        TablesLocked: one of the tables is locked, by a migration most likely.
     """
     try:
         with _begun(database, timeout) as reader:
@@ -89,8 +90,9 @@ def translated(error: Exception, database: Database, timeout: timedelta = READ_T
     if isinstance(error, sa.exc.TimeoutError):
         return unreachable("all connections of this process are busy", database)
     original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-    if isinstance(original, pg.QueryCanceled):
-        return QueryTimeout(timeout.total_seconds())
+    if isinstance(original, (pg.QueryCanceled, pg.LockNotAvailable)):
+        locked = isinstance(original, pg.LockNotAvailable)
+        return TablesLocked(LOCK_TIMEOUT.total_seconds()) if locked else QueryTimeout(timeout.total_seconds())
     if isinstance(original, (pg.UndefinedTable, pg.InvalidSchemaName)):
         return SchemaMissing(database.dsn.target)
     if isinstance(original, pg.ReadOnlySqlTransaction):

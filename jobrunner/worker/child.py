@@ -94,6 +94,7 @@ class _Child:
             spent = _Spent(self.memory, self.descendants)
             return execute(self.jobs, context, job, spent, _held(call, job.limits, self.memory) if job.limits else call)
         finally:
+            limits.stop_timers()
             self.ear.ended(context)
             if caught:
                 flush_streams()

@@ -257,6 +257,15 @@ def test_a_job_that_closes_its_ties_is_told_so(dsn, notes):
     assert "closed the sockets" in str(attempts(dsn, "message")[0])
 
 
+def test_an_alarm_that_a_job_leaves_does_not_strike_the_next(dsn, notes):
+    """An alarm is the process's: one that is armed when its job ends is disarmed, before it can end somebody else's."""
+    insert(dsn, "leave_alarm", 1, "'{}'::jsonb", max_attempts=1)
+    insert(dsn, "take", 1, "jsonb_build_object('size', 1, 'seconds', 1.5)", max_attempts=1)
+    drain(dsn, notes)
+    [(first,), (second,)] = rows(dsn, "SELECT result FROM jobrunner.v_jobs WHERE state = 'succeeded' ORDER BY id")
+    assert first == second, "not in one process: nothing was shown"
+
+
 def test_closed_streams_cost_the_child(dsn, notes):
     """A job that closes stdout does not leave that to the next one, which prints in a fresh process."""
     insert(dsn, "close_streams", 1, "'{}'::jsonb", max_attempts=1)

@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner import inspection
-from jobrunner.errors import DatabaseUnreachable, QueryTimeout, SchemaMissing
+from jobrunner.connecting import patience
+from jobrunner.errors import DatabaseUnreachable, QueryTimeout, SchemaMissing, TablesLocked
 from jobrunner.filters import JobFilter
 from jobrunner.settings import parse_dsn
 from jobrunner.store import Database
@@ -57,6 +58,26 @@ def test_a_slow_read_is_ended(database) -> None:
         inspection.reading(database, timedelta(milliseconds=50)) as reader,
     ):
         reader.connection.execute(sa.text("SELECT pg_sleep(10)"))
+
+
+def test_a_locked_table_is_told_apart(connection, database) -> None:
+    """A reader does not queue behind a migration for long, and says what it met rather than that the server is away."""
+    with connection.transaction():
+        connection.execute("LOCK TABLE jobrunner.jobs IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(TablesLocked, match=r"locked the job tables for longer than 0\.5 s"):
+            inspection.list_jobs(database)
+
+
+def test_pooled_connections_notice_a_dead_peer(database) -> None:
+    """They have the keepalives and the patience of all our connections, and what the address says goes first."""
+    assert patience(database.dsn)["tcp_user_timeout"] == 15_000
+    own = parse_dsn(f"{database.dsn.url}&connect_timeout=3&keepalives_idle=77", "test")
+    for dsn, idle, patient in ((database.dsn, "5", "10"), (own, "77", "3")):
+        pool = Database(dsn)
+        with pool.store() as store:
+            known = store.connection.info.get_parameters()
+        pool.close()
+        assert (known["keepalives_idle"], known["connect_timeout"]) == (idle, patient)
 
 
 def test_a_read_survives_a_restart_of_the_server(connection, database) -> None:
