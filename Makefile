@@ -4,6 +4,8 @@
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 BIN := .venv/bin
+# One process for each core, one server for all of them; who is done takes tests over from the others. ARGS="-n 0" runs them in line.
+SUITE := $(BIN)/pytest -m "not slow" --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test unit chaos browser bench lint types layers docs wheel matrix clean python
@@ -17,10 +19,10 @@ demo: .venv/.run.stamp ## see it work: embedded PostgreSQL, a worker, traffic, t
 	$(BIN)/jobrunner demo $(ARGS)
 
 check: lint types layers docs matrix ## all that CI runs; ends with pytest's summary of the whole suite
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(SUITE) $(ARGS)
 
 test: .venv/.dev.stamp ## every test but the long chaos lane (ARGS="-k claim -x")
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(SUITE) $(ARGS)
 
 unit: .venv/.dev.stamp ## tests of pure code, seconds
 	$(BIN)/pytest tests/unit $(wildcard tests/property) $(ARGS)

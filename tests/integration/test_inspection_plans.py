@@ -92,7 +92,7 @@ def test_a_page_of_history_is_a_range_of_an_index(large, text, index, where) -> 
         plan = explain(large, statement)
         assert not read_row_by_row(plan, "job_history_2"), plan.outline()
         assert plan.rows_read("job_history_2") <= 40 * LIMIT, plan.outline()
-        assert plan.buffers <= MAX_BUFFERS
+        assert plan.buffers <= MAX_BUFFERS, plan.outline()
         used = " ".join(plan.indexes())
         assert any(f"_{part}_" in used or (part == "id" and "pkey" in used) for part in index.split("|")), used
 
@@ -135,13 +135,17 @@ UPDATE jobrunner.jobs SET state = 'running', worker_id = 1, claimed_at = now(), 
 
 @pytest.mark.parametrize("analysed", [True, False])
 def test_throughput_reads_its_sample_and_no_more(large, analysed) -> None:
-    """With 60,000 jobs in the last ten minutes, the newest 20,000 are read, by the index on time, and nothing behind them."""
+    """With 60,000 jobs in the last ten minutes, the newest 20,000 are read, by the index on time, and nothing behind them.
+
+    A merge looks at the newest row of each day that it may have to read: one more in the first ten minutes of a day.
+    """
     with large.transaction(force_rollback=True):
         large.execute(BUSY)
         if analysed:
             large.execute("ANALYZE jobrunner.job_history")
         plan = explain(large, LATELY.bindparams(**LATELY_PARAMETERS))
-    assert plan.rows_read("job_history_2") == FINISHED_SAMPLE + 1, plan.outline()
+    large.execute("VACUUM jobrunner.job_history")  # else the next test is the one that walks over what was rolled back
+    assert FINISHED_SAMPLE < plan.rows_read("job_history_2") <= FINISHED_SAMPLE + 2, plan.outline()
     assert not read_row_by_row(plan, "job_history_2"), plan.outline()
     assert not read_row_by_row(plan, "jobs"), plan.outline()
 
@@ -155,13 +159,16 @@ def test_a_quiet_ten_minutes_cost_nothing(large) -> None:
 @pytest.mark.parametrize("analysed", [True, False])
 @pytest.mark.parametrize("text", ["", "task:task.7", "queue:q1"])
 def test_error_groups_read_their_sample_and_no_more(large, text, analysed) -> None:
-    """With 30,000 attempts that went wrong within the hour, the newest 5,000 are read, whatever the filter."""
+    """With 30,000 attempts that went wrong within the hour, the newest 5,000 are read, whatever the filter.
+
+    One more in the first minutes of a day, as above.
+    """
     with large.transaction(force_rollback=True):
         large.execute(WRONG)
         if analysed:
             large.execute("ANALYZE jobrunner.job_attempts")
         plan = explain(large, error_groups_statement(parse(text), LIMIT))
-    assert plan.rows_read("job_attempts_2") == ERROR_SAMPLE, plan.outline()
+    assert ERROR_SAMPLE <= plan.rows_read("job_attempts_2") <= ERROR_SAMPLE + 1, plan.outline()
     assert not read_row_by_row(plan, "job_attempts_2"), plan.outline()
 
 
