@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal, NamedTuple, NewType, NotRequired, TypedDict, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel, Field
@@ -102,8 +102,11 @@ class User(Base):
 
 UserId = NewType("UserId", int)
 Number = TypeVar("Number", bound=int)
-AN_ORDER = Order([Item(uuid4(), 2, {Colour.RED}), Item(uuid4())], datetime.now(UTC), Order([], datetime.now(UTC)))
-A_CUSTOMER = Customer(id=uuid4(), addresses=[Address(street="x", sinceDate=date(2026, 1, 1))])
+# Constants: they are in the names of tests, which are the same in every process of a run.
+ONE, ANOTHER = UUID("7d444840-9dc0-41d1-b245-5ffdce74fad2"), UUID("0bd33e5d-82fe-4f39-aeaf-28abb5574f0e")
+INSTANT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+AN_ORDER = Order([Item(ONE, 2, {Colour.RED}), Item(ANOTHER)], INSTANT, Order([], INSTANT))
+A_CUSTOMER = Customer(id=ONE, addresses=[Address(street="x", sinceDate=date(2026, 1, 1))])
 
 
 def there_and_back(annotation: Any, value: Any) -> Any:
@@ -122,7 +125,7 @@ def there_and_back(annotation: Any, value: Any) -> Any:
         (Shape, Shape.LINE),
         (Level, Level.A | Level.B),
         (Odd, Odd.NUL),
-        (Item, Item(uuid4())),
+        (Item, Item(ONE)),
         (Order, AN_ORDER),
         (list[Order], [AN_ORDER]),
         (Derived, Derived(3)),
@@ -146,7 +149,7 @@ def there_and_back(annotation: Any, value: Any) -> Any:
         (tuple[int, ...], (1, 2, 3)),
         (tuple[()], ()),
         (tuple, (1, "x")),
-        (frozenset[UUID], frozenset({uuid4(), uuid4()})),
+        (frozenset[UUID], frozenset({ONE, ANOTHER})),
         (Sequence[int], [1, 2]),
         (Mapping[str, Point], {"a": Point(1, 2)}),
         (dict[Colour, int], {Colour.RED: 1}),
@@ -168,8 +171,8 @@ def test_values_come_back_by_annotation(annotation, value):
 @pytest.mark.parametrize(
     ("annotation", "value", "path", "words"),
     [
-        (Order, Order([Item(uuid4()), Item("no", 1)], datetime.now(UTC)), "value.items[1].sku", "expected UUID"),  # type: ignore[arg-type]
-        (Item, Item(uuid4(), "two"), "value.amount", "expected int"),  # type: ignore[arg-type]
+        (Order, Order([Item(ONE), Item("no", 1)], INSTANT), "value.items[1].sku", "expected UUID"),  # type: ignore[arg-type]
+        (Item, Item(ONE, "two"), "value.amount", "expected int"),  # type: ignore[arg-type]
         (Item, AN_ORDER, "value", "expected Item"),
         (Doubling, Doubling(2), "value", "would come back different"),
         (datetime | str, "2026-01-01T00:00:00+00:00", "value", "ambiguous"),
@@ -205,7 +208,7 @@ def test_values_that_do_not_fit_are_refused_in_place(annotation, value, path, wo
         (date, 5, "value"),
         (Order, {"items": [{"sku": "no"}], "placed": "2026-01-01T00:00:00Z"}, "value.items[0].sku"),
         (Order, {"items": []}, "value"),
-        (Customer, {"id": str(uuid4()), "addresses": [{"street": 1}]}, "value.addresses[0].street"),
+        (Customer, {"id": str(ONE), "addresses": [{"street": 1}]}, "value.addresses[0].street"),
         (set[int], [1, [2]], "value[1]"),
         (Colour, "green", "value"),
         (Shape, "CIRCLE", "value"),
