@@ -55,6 +55,11 @@ class Claimer:
         self._scanned_at = 0.0
         self._scan_costs: deque[float] = deque([0.0], maxlen=3)
         self._turn = 0
+        self._held_back: set[str] = set()  # queues that may have more due than their own bound lets in
+
+    def wants(self, room: Room, now: float) -> bool:
+        """Whether to claim now: it is time to look, or there is room again in a queue whose bound was reached."""
+        return room.total > 0 and (now >= self.next_at or any(room.of(queue) > 0 for queue in self._held_back))
 
     def wake(self) -> None:
         """Something may be due: look at once."""
@@ -69,6 +74,7 @@ class Claimer:
             full = self._claim_known(store, worker_id, room, taken)
             if full:
                 self.next_at = 0.0
+            if full or (taken and began < self.next_at):  # the latter: only a bounded queue had room, the others' time is to come
                 return taken
         allowed_at = self._scanned_at + self._scan_pause()
         if clock.monotonic() < allowed_at:
@@ -120,6 +126,7 @@ class Claimer:
                     room.by_queue = {**room.by_queue, queue: room.by_queue[queue] - len(jobs)}
             if len(jobs) < take:
                 del self._floors[priority, queue]
+        self._held_back = {queue for _, queue in self._floors if room.of(queue) <= 0 < room.total}
         return room.total <= 0
 
     def _order(self) -> list[tuple[int, str]]:

@@ -156,15 +156,15 @@ class Link(threading.Thread):
     def _has_work(self) -> bool:
         if self._outcomes or self._starts or self._closing:
             return True
-        return any(self._woken or clock.monotonic() >= claimer.next_at for claimer in self._with_room())
+        return any(self._woken or claimer.wants(room, clock.monotonic()) for claimer, room in self._with_room())
 
-    def _with_room(self) -> list[Claimer]:
-        """The claimers of lanes that want more jobs."""
-        return [claimer for claimer, room in zip(self.claimers, self._rooms, strict=True) if self._claiming and room.total > 0]
+    def _with_room(self) -> list[tuple[Claimer, Room]]:
+        """The claimers of lanes that want more jobs, and how many."""
+        return [(claimer, room) for claimer, room in zip(self.claimers, self._rooms, strict=True) if self._claiming and room.total > 0]
 
     def _patience(self) -> float:
         now = clock.monotonic()
-        times = [self._maintain_at, *(claimer.next_at for claimer in self._with_room())]
+        times = [self._maintain_at, *(claimer.next_at for claimer, _ in self._with_room())]
         if self._notebook.due_at is not None:
             times.append(self._notebook.due_at)
         return max(0.0, min(times) - now)
@@ -224,8 +224,8 @@ class Link(threading.Thread):
                 for claimer in self.claimers:
                     claimer.wake()
             now = clock.monotonic()
-            due = [claimer.next_at <= now for claimer in self.claimers]
-            if not self._claiming or not any(ready and room.total > 0 for ready, room in zip(due, self._rooms, strict=True)):
+            due = [claimer.wants(room, now) for claimer, room in zip(self.claimers, self._rooms, strict=True)]
+            if not self._claiming or not any(due):
                 return
             rooms = [Room(room.total, dict(room.by_queue)) for room in self._rooms]
         worker_id = self.worker_id

@@ -98,3 +98,10 @@ def test_no_slot_is_idle_while_limited_jobs_wait(dsn, ledger):
     [(busy,)] = rows(dsn, f"SELECT round(100 * sum(run_ms) / (4 * {span}))::int FROM jobrunner.job_history")
     print(f"slots in use: {busy} %")
     assert int(str(busy)) > 60, "a machine with other work on it fills them to four fifths"
+
+
+def test_a_bounded_queue_goes_on_when_one_of_its_jobs_ends(dsn, ledger):
+    """Its next job starts then, not at the next look at all queues, which a long poll puts far off."""
+    insert(dsn, "work", 4, "jsonb_build_object('number', n, 'seconds', 0.6)", queue="mail")
+    with workers(dsn, ledger.path, "mail:1,default", "--poll", "60s", "--threads", "3", app=APP):
+        wait_until(lambda: states(dsn)["succeeded"] == 4, timeout=30, what="all four, one after the other")

@@ -1,0 +1,61 @@
+"""When a worker claims again, and where: queues with a bound of their own, beside others that have none."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from jobrunner import clock
+from jobrunner.store import Store
+from jobrunner.worker.claimer import Claimer, Room
+from tests.support.rows import Scene
+from tests.support.workers import insert
+
+QUEUES, TASK, POLL = ["default", "mail"], "send", 60.0
+
+
+class Counting(Store):
+    """Counts the looks at what is due anywhere."""
+
+    looks = 0
+
+    def find_due(self, queues):
+        self.looks += 1
+        return super().find_due(queues)
+
+
+@pytest.fixture
+def store(dsn):
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield Counting(connection)
+
+
+@pytest.fixture
+def worker(store):
+    return Scene(store.connection).worker()
+
+
+def test_a_bounded_queue_is_claimed_from_as_soon_as_it_has_room(dsn, store, worker):
+    """Who reached a queue's bound claims again when one of its jobs ends, behind the last one and without a look at all queues."""
+    insert(dsn, TASK, 5, queue="mail")
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    first = claimer.claim(store, worker, Room(6, {"mail": 2}))
+    assert len(first) == 2
+    full, free, busy = Room(4, {"mail": 0}), Room(5, {"mail": 1}), Room(0, {"mail": 1})
+    now = clock.monotonic()
+    assert [claimer.wants(room, now) for room in (full, free, busy)] == [False, True, False]
+    looks = store.looks
+    second = claimer.claim(store, worker, free)
+    assert [job.id for job in second] == [first[-1].id + 1]
+    assert store.looks == looks
+    assert claimer.wants(Room(5, {"mail": 1}), now)
+
+
+def test_an_empty_bounded_queue_is_left_alone(dsn, store, worker):
+    """Once a claim came back short there is nothing to hold back: room in that queue is no reason to ask before the time."""
+    insert(dsn, TASK, 3, queue="mail")
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    assert len(claimer.claim(store, worker, Room(6, {"mail": 2}))) == 2
+    assert len(claimer.claim(store, worker, Room(6, {"mail": 2}))) == 1
+    assert not claimer.wants(Room(6, {"mail": 2}), clock.monotonic())
+    assert claimer.wants(Room(6, {"mail": 2}), clock.monotonic() + POLL)
