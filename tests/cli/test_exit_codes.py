@@ -58,9 +58,9 @@ def test_2_usage(reader, line):
 
 def test_2_names_the_close_ones(reader):
     """An unknown command is answered with the one that was probably meant, and the exact three lines."""
-    said = reader("jobs", "lst", ok=None)
+    said = reader("jobs", "lisst", ok=None)
     assert said.err == (
-        "error: there is no command 'lst'. Did you mean 'list'?\n"
+        "error: there is no command 'lisst'. Did you mean 'list'?\n"
         "  usage: jobrunner jobs [OPTIONS] COMMAND [ARGS]...\n"
         f"{'  see:   jobrunner jobs --help':<72}  [exit 2]\n"
     )

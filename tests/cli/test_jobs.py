@@ -271,11 +271,15 @@ def test_cancel_waits_for_the_end(program):
         assert said.code == 5
         assert said.json == {"jobs": [{"id": number, "done": True, "state": "running"}]}
         assert "is not finished after" in said.err
-        said = program("jobs", "cancel", number, waiting, "--wait", "--json")
-        assert said.json == {"jobs": [{"id": job, "done": True, "state": "cancelled"} for job in (number, waiting)]}
+        started.unlink()
+        second = enqueue(program, *line)
+        wait_until(started.exists, timeout=30, what="the second job runs, the first having ended")
+        said = program("jobs", "cancel", second, waiting, "--wait", "--json")
+        assert said.json == {"jobs": [{"id": job, "done": True, "state": "cancelled"} for job in (second, waiting)]}
+        assert program("jobs", "show", number, "--json").json["state"] == "cancelled"
         started.unlink()
         faster = enqueue(program, "hold", f'{{"started": "{started}", "release": "{release}"}}')
-        wait_until(started.exists, timeout=30, what="the second job runs")
+        wait_until(started.exists, timeout=30, what="the third job runs")
         with program.started("jobs", "cancel", faster, "--wait") as cancelling:
             cancelling.wait_for("asked to stop")
             release.touch()

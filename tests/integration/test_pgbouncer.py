@@ -44,8 +44,9 @@ def pooled(fresh_dsn, tmp_path):
     options: dict[str, Any] = {}
     if os.geteuid() == 0:  # it refuses to be root; the owner of the server's socket may pass
         owner = pwd.getpwuid(Path(known["host"]).stat().st_uid)
-        for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-            directory.chmod(directory.stat().st_mode | 0o055)
+        for directory in (tmp_path, *tmp_path.parents):
+            if directory.stat().st_uid == 0 and directory.stat().st_mode & 0o055 != 0o055:
+                directory.chmod(directory.stat().st_mode | 0o055)
         options = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
     dsn = f"postgresql://{parts.username}@127.0.0.1:{port}/pooled"
     with (tmp_path / "log").open("wb") as log:

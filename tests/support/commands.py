@@ -88,6 +88,6 @@ def jobrunner(*arguments: str, cwd: Path, dsn: str | None = None, **options: obj
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would lead a child to another Python, app or database."""
-    unwanted = ("JOBRUNNER_", "PG", "FLASK_", "PYTHON", "VIRTUAL_ENV", "DATABASE_URL", "PYTEST_")
+    """The environment without what would lead a child to another Python, app, database or width of the terminal."""
+    unwanted = ("JOBRUNNER_", "PG", "FLASK_", "PYTHON", "VIRTUAL_ENV", "DATABASE_URL", "PYTEST_", "COLUMNS", "LINES")
     return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
