@@ -117,7 +117,7 @@ def test_workers_show_what_their_slots_run(connection, reader):
     )
     out = reader("top", "--once", "--view", "workers").out
     assert re.search(
-        r"^worker-1@web-1 +alive +3/8 +[\d.]+s +660.0 MB +default,mail,media,billing\n  slot 2 +#4711 +3 +4m1\ds +512.0 MB +etl.load$",
+        r"^worker-1@web-1 +alive +3/8 +[\d.]+s +660.0 MB +default,mail,media,billing\n  slot 2 +#4711 +3 +4m\d\ds +512.0 MB +etl.load$",
         out,
         re.MULTILINE,
     ), out
