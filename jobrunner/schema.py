@@ -275,15 +275,14 @@ Index("worker_runs_pool", worker_runs.c.pool, worker_runs.c.finished_at.desc(), 
 # What the roll-ups tell apart, and what they count of it: endings, sums of milliseconds, and how many were in which bucket.
 ROLLUP_KEY = ("queue", "task", "outcome")
 _ROLLUP_SUMS = ("run_ms", "wait_ms", "cpu_ms")
-_ROLLUP_BUCKETS = tuple(f"{name}_{bucket}" for name in ("run", "wait") for bucket in range(BUCKETS))
+_ROLLUP_BUCKETS = tuple(f"{name}_{bucket}" for bucket in reversed(range(BUCKETS)) for name in ("run", "wait"))
 
 
 def _rollup_columns() -> list[Column[Any]]:
     return [
         *(Column(name, Text, nullable=False) for name in ROLLUP_KEY),
-        Column("ended_count", Integer, nullable=False),
+        *(Column(name, Integer, nullable=False) for name in (*_ROLLUP_BUCKETS, "ended_count")),
         *(Column(name, BigInteger, nullable=False) for name in _ROLLUP_SUMS),
-        *(Column(name, Integer, nullable=False) for name in _ROLLUP_BUCKETS),
     ]
 
 

@@ -153,11 +153,11 @@ def test_throughput_reads_its_sample_and_no_more(large, analysed) -> None:
 
 
 COUNTED = """
-INSERT INTO jobrunner.{table} SELECT g, {backend} q, t, o, 5, 5, 5, 5, {histogram}
+INSERT INTO jobrunner.{table} SELECT g, {backend} q, t, o, {numbers}
 FROM generate_series(date_bin('{width}', now(), 'epoch') - interval '{since}', now(), interval '{width}') AS g, {backends}
      (VALUES ('default'), ('mail')) AS a (q), (SELECT 'task.' || n AS t FROM generate_series(1, 20) AS n) AS b, (VALUES ('succeeded'), ('failed')) AS c (o)
 """
-HISTOGRAM = ", ".join(["0"] * 40)
+NUMBERS = ", ".join(["5"] * 44)
 
 
 @pytest.mark.parametrize("analysed", [True, False])
@@ -166,11 +166,11 @@ def test_counts_read_the_minutes_they_are_of(large, statement, analysed) -> None
     """Beside a day of minutes of 20 tasks in two queues, those that are asked for are read, and the slices that wait, and no others."""
     with large.transaction(force_rollback=True):
         large.execute("DELETE FROM jobrunner.rollup_pending")
-        large.execute(COUNTED.format(table="rollup_minute", backend="", backends="", width="1 minute", since="20 hours", histogram=HISTOGRAM))
+        large.execute(COUNTED.format(table="rollup_minute", backend="", backends="", width="1 minute", since="20 hours", numbers=NUMBERS))
         backends = "generate_series(1, 4) AS backend,"
         large.execute(
             COUNTED.format(
-                table="rollup_pending", backend="backend,", backends=backends, width="10 seconds", since="2 minutes", histogram=HISTOGRAM
+                table="rollup_pending", backend="backend,", backends=backends, width="10 seconds", since="2 minutes", numbers=NUMBERS
             )
         )
         if analysed:

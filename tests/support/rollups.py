@@ -6,12 +6,13 @@ It must not use the database's arithmetic for the former: no triggers, no bucket
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobrunner.histograms import BUCKETS, bucket_of
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import psycopg
 
 NOT_LAST = ("retried", "crashed", "snoozed", "released")  # outcomes of attempts after which the job goes on
@@ -56,7 +57,7 @@ def counted(connection: psycopg.Connection[Any], *, hourly: bool = False) -> dic
     """What the views say."""
     at, view = ("hour", "v_throughput_hourly") if hourly else ("minute", "v_throughput")
     found = connection.execute(f"SELECT {at}, queue, task, outcome, {NUMBERS} FROM jobrunner.{view}").fetchall()
-    return {Key(*row[:4]): Numbers(*row[4:8], tuple(row[8]), tuple(row[9])) for row in found}
+    return {Key(*row[:4]): Numbers._make([*row[4:8], tuple(row[8]), tuple(row[9])]) for row in found}
 
 
 def outcomes(connection: psycopg.Connection[Any]) -> dict[str, int]:
