@@ -62,7 +62,10 @@ def database() -> Iterator[str]:
 def empty(dsn: str) -> None:
     """Empty the tables and let the server settle, so that each round starts alike."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("TRUNCATE jobrunner.jobs, jobrunner.job_history, jobrunner.job_attempts")
+        connection.execute(
+            "TRUNCATE jobrunner.jobs, jobrunner.job_history, jobrunner.job_attempts,"
+            " jobrunner.rollup_pending, jobrunner.rollup_minute, jobrunner.rollup_hour"
+        )
         connection.execute("VACUUM ANALYZE jobrunner.jobs")
         connection.execute("CHECKPOINT")
 

@@ -1,4 +1,4 @@
-"""Owns the comparison of a database with what this program expects: tables, columns, constraints, indexes, views, functions.
+"""Owns the comparison of a database with what this program expects: tables and their parts, views, functions.
 
 It must leave nothing behind: the expected objects are made in the session's temporary schema, described by the server's own
 catalog functions like the real ones, and rolled back. So both sides are spelled alike on every version of PostgreSQL.
@@ -28,7 +28,7 @@ SELECT c.relname, CASE WHEN c.relkind IN ('r', 'p') THEN 'table' ELSE 'view' END
 FROM pg_class c
 WHERE c.relnamespace = :namespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT c.relispartition
 """
-# These three give (table, name, facts…).
+# These four give (table, name, facts…).
 _COLUMNS = """
 SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod),
        CASE WHEN a.attnotnull THEN 'not null' ELSE 'nullable' END,
@@ -48,7 +48,14 @@ SELECT c.relname, i.relname, CASE WHEN x.indisunique THEN 'unique ' ELSE '' END 
 FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class c ON c.oid = x.indrelid
 WHERE c.relnamespace = :namespace AND NOT c.relispartition AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.oid)
 """
-_PARTS_OF_TABLES = (("column", _COLUMNS), ("constraint", _CONSTRAINTS), ("index", _INDEXES))
+# Without the names of the two schemas, which are where the table and the function are.
+_TRIGGERS = """
+SELECT c.relname, t.tgname, replace(replace(pg_get_triggerdef(t.oid), 'pg_temp.', ''), 'jobrunner.', ''),
+       CASE t.tgenabled WHEN 'O' THEN 'enabled' WHEN 'D' THEN 'disabled' WHEN 'R' THEN 'enabled on replicas only' ELSE 'enabled always' END
+FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+WHERE c.relnamespace = :namespace AND NOT c.relispartition AND NOT t.tgisinternal
+"""
+_PARTS_OF_TABLES = (("column", _COLUMNS), ("constraint", _CONSTRAINTS), ("index", _INDEXES), ("trigger", _TRIGGERS))
 # These two give (name, definition).
 _VIEWS = "SELECT c.relname, pg_get_viewdef(c.oid) FROM pg_class c WHERE c.relnamespace = :namespace AND c.relkind = 'v'"
 _FUNCTIONS = """
@@ -87,11 +94,13 @@ class Expected:
     Attributes:
         views: name → query.
         functions: name → what follows the name in CREATE FUNCTION.
+        triggers: name → what follows the name in CREATE TRIGGER.
         foreign: names of tables in the schema that are not compared: the version table.
     """
 
     views: Mapping[str, str]
     functions: Mapping[str, str]
+    triggers: Mapping[str, str]
     foreign: frozenset[str]
 
 
@@ -120,6 +129,8 @@ def _make(connection: sa.Connection, expected: Expected) -> None:
     schema.metadata.create_all(temporary, checkfirst=False)
     for name, definition in expected.functions.items():
         connection.exec_driver_sql(f"CREATE FUNCTION pg_temp.{name}{_literally(definition)}")
+    for name, definition in expected.triggers.items():
+        connection.exec_driver_sql(f"CREATE TRIGGER {name}{_literally(definition.replace(f'{SCHEMA}.', 'pg_temp.'))}")
     for name, query in expected.views.items():
         # A view that reads a missing column cannot be made: the column is reported, and the view as changed.
         try:
@@ -167,7 +178,7 @@ def _compare(sides: _Sides, expected: Expected) -> Iterator[str]:
 
 
 def _parts(sides: _Sides, tables: set[str]) -> Iterator[str]:
-    """Columns, constraints and indexes of the tables that are there."""
+    """Columns, constraints, indexes and triggers of the tables that are there."""
     for kind, query in _PARTS_OF_TABLES:
         made, real = ({f"{name} of {table}": facts for table, name, *facts in side if table in tables} for side in sides.read(query))
         yield from _presence(kind, made.keys(), real.keys())

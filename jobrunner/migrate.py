@@ -208,7 +208,7 @@ def as_sql(start: str = "base", end: str = "head") -> str:
 def drift(dsn: str) -> list[str]:
     """Differences between the database and what this program expects, one sentence each; empty when there are none.
 
-    Makes the expected tables, views and functions in the session's temporary schema and rolls back: takes no lock on a table
+    Makes the expected tables, views, functions and triggers in the session's temporary schema and rolls back: takes no lock on a table
     of ours that a running job would notice.
 
     Raises:
@@ -216,13 +216,15 @@ def drift(dsn: str) -> list[str]:
     """
     views: dict[str, str | None] = {}
     functions: dict[str, str | None] = {}
+    triggers: dict[str, str | None] = {}
     from alembic.script import ScriptDirectory
 
     script = ScriptDirectory.from_config(_config())
     for step in reversed(list(script.walk_revisions())):
         views |= getattr(step.module, "VIEWS", {})
         functions |= getattr(step.module, "FUNCTIONS", {})
-    expected = Expected(_present(views), _present(functions), frozenset({_VERSION_TABLE}))
+        triggers |= getattr(step.module, "TRIGGERS", {})
+    expected = Expected(_present(views), _present(functions), _present(triggers), frozenset({_VERSION_TABLE}))
     with _engine(dsn) as engine, _explained(dsn, _MAY_COMPARE), engine.connect() as connection:
         return differences(connection, expected)
 

@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from jobrunner.histograms import BUCKETS
 from jobrunner.settings import SCHEMA
 
 if TYPE_CHECKING:
@@ -271,4 +272,42 @@ worker_runs = Table(
 Index("worker_runs_recent", worker_runs.c.finished_at.desc(), worker_runs.c.id.desc())
 Index("worker_runs_pool", worker_runs.c.pool, worker_runs.c.finished_at.desc(), postgresql_where=text("pool is not null"))
 
-PARTITIONED = ("job_history", "job_attempts", "job_logs")
+# What the roll-ups tell apart, and what they count of it: endings, sums of milliseconds, and how many were in which bucket.
+ROLLUP_KEY = ("queue", "task", "outcome")
+_ROLLUP_SUMS = ("run_ms", "wait_ms", "cpu_ms")
+_ROLLUP_BUCKETS = tuple(f"{name}_{bucket}" for bucket in reversed(range(BUCKETS)) for name in ("run", "wait"))
+
+
+def _rollup_columns() -> list[Column[Any]]:
+    return [
+        *(Column(name, Text, nullable=False) for name in ROLLUP_KEY),
+        *(Column(name, Integer, nullable=False) for name in (*_ROLLUP_BUCKETS, "ended_count")),
+        *(Column(name, BigInteger, nullable=False) for name in _ROLLUP_SUMS),
+    ]
+
+
+rollup_pending = Table(
+    "rollup_pending",
+    metadata,
+    Column("slice", _AT, nullable=False),
+    Column("backend", Integer, nullable=False),
+    *_rollup_columns(),
+    PrimaryKeyConstraint("slice", "backend", *ROLLUP_KEY, name="rollup_pending_pkey"),
+)
+rollup_minute = Table(
+    "rollup_minute",
+    metadata,
+    Column("minute", _AT, nullable=False),
+    *_rollup_columns(),
+    PrimaryKeyConstraint("minute", *ROLLUP_KEY, name="rollup_minute_pkey"),
+    postgresql_partition_by="range (minute)",
+)
+rollup_hour = Table(
+    "rollup_hour",
+    metadata,
+    Column("hour", _AT, nullable=False),
+    *_rollup_columns(),
+    PrimaryKeyConstraint("hour", *ROLLUP_KEY, name="rollup_hour_pkey"),
+)
+
+PARTITIONED = ("job_history", "job_attempts", "job_logs", "rollup_minute")

@@ -247,6 +247,15 @@ class Store:
         """Make the partitions of the next `ahead` days. Returns how many were made."""
         return cast("int", self._run("ensure_partitions", {"ahead": ahead}).fetchone()[0])  # type: ignore[index]
 
+    def settle_rollups(self, age: timedelta, minutes: timedelta, most: int) -> int:
+        """Add at most `most` slices that are older than `age` to their hours, and to their minutes unless older than `minutes`.
+
+        Returns:
+            How many there were; 0 also while somebody else is at it.
+        """
+        row = self._run("settle_rollups", {"age_ms": _ms(age), "minutes_ms": _ms(minutes), "most": most}).fetchone()
+        return cast("int", row[0])  # type: ignore[index]
+
     # -- forgetting
 
     def prune_workers(self, keep: timedelta, most: int) -> int:
@@ -256,6 +265,10 @@ class Store:
     def prune_worker_runs(self, keep: timedelta, most: int) -> int:
         """Delete at most `most` rows of runs that ended longer ago than `keep`. Returns how many there were."""
         return self._run("prune_worker_runs", {"keep_ms": _ms(keep), "most": most}).rowcount
+
+    def prune_rollup_hours(self, keep: timedelta, most: int) -> int:
+        """Delete at most `most` rows of hours that ended longer ago than `keep`. Returns how many there were."""
+        return self._run("prune_rollup_hours", {"keep_ms": _ms(keep), "most": most}).rowcount
 
     def drop_partitions(self, parent: str, keep: timedelta, most: int, patience: timedelta) -> int:
         """Drop at most `most` daily partitions of a table that ended longer ago than `keep`. Returns how many there were.

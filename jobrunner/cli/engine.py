@@ -73,6 +73,7 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
         CommandError, ConfigurationError: they contradict each other, or make no sense.
     """
     from jobrunner.maintenance.pruner import Keep, Pruner
+    from jobrunner.maintenance.rollups import Settler
     from jobrunner.settings import DEFAULT_QUEUE
     from jobrunner.worker import WorkerOptions, default_slots
 
@@ -92,7 +93,7 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
         lease=engine["lease"],
         poll=engine["poll"],
         listen=not engine["no_listen"],
-        chores=(Pruner(Keep.from_environ()),),
+        chores=(Pruner(Keep.from_environ()), Settler()),
         code_of=code_of,
         **more,
     )

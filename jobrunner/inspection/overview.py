@@ -108,15 +108,13 @@ FROM (
 ) w
 """)
 
-# `state <> 'succeeded'` is the predicate of the partial index.
 _FAILED = sa.text("""
-SELECT count(*) FROM (
-    SELECT 1 FROM jobrunner.job_history h
-    WHERE h.state = 'failed' AND h.state <> 'succeeded' AND h.finished_at > now() - CAST(:recent AS interval)
+SELECT coalesce(sum(ended_count), 0) FROM (
+    SELECT ended_count FROM jobrunner.rollup_minute
+    WHERE minute >= date_bin('1 minute', now() - CAST(:recent AS interval), 'epoch') AND outcome IN ('failed', 'quarantined')
     UNION ALL
-    SELECT 1 FROM jobrunner.job_history h
-    WHERE h.state = 'quarantined' AND h.state <> 'succeeded' AND h.finished_at > now() - CAST(:recent AS interval)
-    LIMIT :most
+    SELECT ended_count FROM jobrunner.rollup_pending
+    WHERE slice >= date_bin('1 minute', now() - CAST(:recent AS interval), 'epoch') AND outcome IN ('failed', 'quarantined')
 ) failed
 """)
 RECENT = timedelta(hours=1)
@@ -163,12 +161,11 @@ def status(database: Database) -> Status:
         names = [row.queue for row in queues if row.unserved]
         parameters = {"queues": names, "sample": QUEUE_SAMPLE, "most": MAX_UNSERVED}
         unserved = reader.connection.execute(_UNSERVED, parameters).all() if names else ()
-        failed = reader.connection.scalar(_FAILED, {"recent": RECENT, "most": QUEUE_SAMPLE + 1}) or 0
         return Status(
             pulse=_pulse(reader),
             queues=queues,
             unserved=tuple(UnservedTask(row.task, row.queue, Count(row.number, exact=row.number < QUEUE_SAMPLE)) for row in unserved),
-            failed_last_hour=Count(min(failed, QUEUE_SAMPLE), exact=failed <= QUEUE_SAMPLE),
+            failed_last_hour=Count(reader.connection.scalar(_FAILED, {"recent": RECENT}) or 0),
         )
 
 

@@ -1,6 +1,6 @@
 """Owns what happened lately: how much finished in the last ten minutes and how fast, and which errors there were within the hour.
 
-It must not read more than its samples, however much happened: then it says that its numbers are lower bounds.
+It must not count rows of history: the roll-ups have counted them. Of rows it reads samples, however much happened.
 """
 
 from __future__ import annotations
@@ -23,41 +23,53 @@ if TYPE_CHECKING:
     from jobrunner.filters import JobFilter
     from jobrunner.inspection.reading import Reader
 
-MINUTES = 10
-FINISHED_SAMPLE = 20_000  # the newest finished jobs that are looked at: some tens of milliseconds
+MINUTES = 10  # by the clock, the one that is not over included
+FINISHED_SAMPLE = 2_000  # the newest finished jobs, whose run and wait times are looked at: some milliseconds
 ERROR_WINDOW = timedelta(hours=1)
 ERROR_SAMPLE = 5_000  # the newest attempts that are looked at; they are wide, with their tracebacks
-RATE_OVER = 60.0  # seconds that a rate is taken over, when so much was looked at
-_SHORTEST = 1.0  # seconds; a sample that finished all at once says nothing about a shorter time
+RATE_OVER = 60.0  # seconds that a rate is taken over, and up to ten more: it is counted by slices of ten seconds
+_ENDED = "('succeeded', 'failed', 'cancelled', 'quarantined')"  # what ends a job; the other outcomes are of attempts
 
-# The newest by the index on (finished_at, id), and only then grouped: the work does not grow with what lies behind them. The time
-# stands in a sub-select so that the planner does not estimate by it: its statistics end some minutes ago, it would take a busy ten
-# minutes for a few rows, and sort all of them (test_throughput_reads_its_sample_and_no_more, not analysed).
-LATELY = sa.text("""
-WITH newest AS MATERIALIZED (
-    SELECT h.queue, h.state, h.finished_at, h.run_ms, h.wait_ms,
-           greatest(0, floor(extract(epoch FROM now() - h.finished_at) / 60))::int AS minutes_ago
-    FROM jobrunner.job_history h
-    WHERE h.finished_at > (SELECT now() - :minutes * interval '1 minute')
-    ORDER BY h.finished_at DESC, h.id DESC LIMIT :sample + 1
+# Counts are sums of what was counted when the jobs ended: exact, and no more to read when more ended. How long they took is read from
+# the newest by the index on (finished_at, id). There the time stands in a sub-select so that the planner does not estimate by it: its
+# statistics end some minutes ago, it would take a busy ten minutes for a few rows, and sort all of them
+# (test_throughput_reads_its_sample_and_no_more, not analysed).
+LATELY = sa.text(f"""
+WITH since AS MATERIALIZED (
+    SELECT date_bin('1 minute', now(), 'epoch') AS this_minute,
+           date_bin('10 seconds', now() - :rate_over * interval '1 second', 'epoch') AS rate
+), counted AS (
+    SELECT queue, outcome, ended_count, minute AS at FROM jobrunner.rollup_minute
+    WHERE minute > date_bin('1 minute', now(), 'epoch') - :minutes * interval '1 minute' AND outcome IN {_ENDED}
+    UNION ALL
+    SELECT queue, outcome, ended_count, slice FROM jobrunner.rollup_pending
+    WHERE slice >= date_bin('1 minute', now(), 'epoch') - (:minutes - 1) * interval '1 minute' AND outcome IN {_ENDED}
 ), slices AS (
-    SELECT queue, minutes_ago, count(*) AS ended, count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
-           count(*) FILTER (WHERE state IN ('failed', 'quarantined')) AS failed
-    FROM newest GROUP BY queue, minutes_ago
+    SELECT c.queue, greatest(0, ceil(extract(epoch FROM s.this_minute - c.at) / 60))::int AS minutes_ago, sum(c.ended_count) AS ended,
+           coalesce(sum(c.ended_count) FILTER (WHERE c.outcome = 'succeeded'), 0) AS succeeded,
+           coalesce(sum(c.ended_count) FILTER (WHERE c.outcome IN ('failed', 'quarantined')), 0) AS failed
+    FROM counted c CROSS JOIN since s GROUP BY 1, 2
+), newest AS MATERIALIZED (
+    SELECT h.run_ms, h.wait_ms FROM jobrunner.job_history h
+    WHERE h.finished_at > (SELECT now() - :minutes * interval '1 minute')
+    ORDER BY h.finished_at DESC, h.id DESC LIMIT :sample
 ), whole AS (
-    SELECT count(*) AS looked_at, min(finished_at) AS oldest_at,
-           count(*) FILTER (WHERE state = 'succeeded' AND finished_at > now() - :rate_over * interval '1 second') AS succeeded_lately,
-           percentile_disc(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY run_ms) AS run_ms,
+    SELECT s.this_minute, extract(epoch FROM now() - s.rate)::float8 AS rate_over,
+           (SELECT coalesce(sum(p.ended_count), 0)::float8 FROM jobrunner.rollup_pending p
+            WHERE p.slice >= s.rate AND p.outcome = 'succeeded') AS rate_count
+    FROM since s
+), times AS (
+    SELECT percentile_disc(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY run_ms) AS run_ms,
            percentile_disc(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY wait_ms) AS wait_ms
     FROM newest
 ), alive AS (
     SELECT count(*) AS workers_alive, coalesce(sum(slots), 0) AS slots
     FROM jobrunner.workers WHERE stopped_at IS NULL AND lease_expires_at > now()
 )
-SELECT s.queue, s.minutes_ago, s.ended, s.succeeded, s.failed, w.*, a.*,
+SELECT s.queue, s.minutes_ago, s.ended, s.succeeded, s.failed, w.*, t.*, a.*,
        (SELECT count(*) FROM jobrunner.jobs WHERE state = 'running') AS running
-FROM whole w CROSS JOIN alive a LEFT JOIN slices s ON true
-""")
+FROM whole w CROSS JOIN times t CROSS JOIN alive a LEFT JOIN slices s ON true
+""")  # noqa: S608  constants
 
 _GONE_WRONG = ("retried", "failed", "crashed", "quarantined")  # outcomes of attempts; the others were asked for
 
@@ -73,26 +85,25 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """What finished within the last ten minutes.
+    """What finished within the last ten minutes by the clock, the one that is not over included.
 
     Attributes:
-        per_minute: jobs that ended, for each minute, the oldest first; None for a minute that was not looked at any more.
+        per_minute: jobs that ended, for each minute, the oldest first.
         per_queue: the same of each queue in which any ended.
         succeeded, failed, ended: how many in all; `failed` has the quarantined, `ended` the cancelled too.
-        succeeded_per_second: over the last minute, or over as much of it as was looked at.
-        run, wait: of the last attempts of those jobs; None when none of them ran.
-        exact: False when there were more than is looked at; then counts are lower bounds, and `span` is how far back they go.
+        succeeded_per_second: over the last minute.
+        run, wait: of the last attempts of the newest 2,000 of those jobs; None when none of them ran.
+        span: how long ago the first of those minutes began.
     """
 
-    per_minute: tuple[int | None, ...]
-    per_queue: Mapping[str, tuple[int | None, ...]]
+    per_minute: tuple[int, ...]
+    per_queue: Mapping[str, tuple[int, ...]]
     succeeded: int
     failed: int
     ended: int
     succeeded_per_second: float
     run: Percentiles | None
     wait: Percentiles | None
-    exact: bool
     span: timedelta
 
     @property
@@ -209,33 +220,23 @@ def _first(values: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
 
 def _throughput(rows: Sequence[sa.Row[Any]], now: datetime) -> Throughput:
     whole = rows[0]
-    exact = whole.looked_at <= FINISHED_SAMPLE
-    window = timedelta(minutes=MINUTES)
-    span = window if exact else min(window, max(now - whole.oldest_at, timedelta()))
-    looked_at = MINUTES if exact else int(span.total_seconds() // 60) + 1  # minutes, the last of them in part
     slices = [row for row in rows if row.queue is not None]
-    per_queue: dict[str, list[int | None]] = {}
-    total: list[int | None] = _empty(looked_at)
+    total = [0] * MINUTES
+    per_queue: dict[str, list[int]] = {}
     for row in slices:
-        for minutes in (total, per_queue.setdefault(row.queue, _empty(looked_at))):
-            place = MINUTES - 1 - min(row.minutes_ago, MINUTES - 1)
-            minutes[place] = (minutes[place] or 0) + row.ended
+        for minutes in (total, per_queue.setdefault(row.queue, [0] * MINUTES)):
+            minutes[MINUTES - 1 - row.minutes_ago] += row.ended
     return Throughput(
         per_minute=tuple(total),
         per_queue={queue: tuple(minutes) for queue, minutes in per_queue.items()},
         succeeded=sum(row.succeeded for row in slices),
         failed=sum(row.failed for row in slices),
-        ended=whole.looked_at,
-        succeeded_per_second=whole.succeeded_lately / min(RATE_OVER, max(_SHORTEST, span.total_seconds())),
+        ended=sum(total),
+        succeeded_per_second=whole.rate_count / whole.rate_over,
         run=_percentiles(whole.run_ms),
         wait=_percentiles(whole.wait_ms),
-        exact=exact,
-        span=span,
+        span=now - whole.this_minute + timedelta(minutes=MINUTES - 1),
     )
-
-
-def _empty(looked_at: int) -> list[int | None]:
-    return [0 if ago <= looked_at else None for ago in range(MINUTES, 0, -1)]
 
 
 def _percentiles(milliseconds: Sequence[int | None] | None) -> Percentiles | None:

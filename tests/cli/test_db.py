@@ -66,13 +66,14 @@ def test_check_tells_what_somebody_changed(tmp_path, fresh_dsn):
         connection.execute("ALTER TABLE jobrunner.jobs ADD COLUMN mine int, ALTER COLUMN tags DROP NOT NULL")
         connection.execute("DROP INDEX jobrunner.jobs_running")
         connection.execute("CREATE TABLE jobrunner.foreign_one (id int)")
+        connection.execute("ALTER TABLE jobrunner.job_history DISABLE TRIGGER job_history_count")
     said = program("db", "check", ok=None)
     assert said.code == 1
-    assert len(said.lines()) == 4
-    for name in ("mine", "tags", "jobs_running", "foreign_one"):
+    assert len(said.lines()) == 5
+    for name in ("mine", "tags", "jobs_running", "foreign_one", "it is disabled, expected enabled"):
         assert [line for line in said.lines() if name in line], said.out
-    assert "but has 4 differences" in said.err
-    assert len(program("db", "check", "--json", ok=None).json["differences"]) == 4
+    assert "but has 5 differences" in said.err
+    assert len(program("db", "check", "--json", ok=None).json["differences"]) == 5
 
 
 def test_check_does_not_depend_on_the_name_of_the_role(tmp_path, server):

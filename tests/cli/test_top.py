@@ -27,7 +27,7 @@ TOP_KEYS = {
     "more",
 }  # fmt: skip
 THROUGHPUT_KEYS = {
-    "span_ms", "exact", "ended", "succeeded", "failed", "failed_share", "succeeded_per_second", "per_minute", "per_queue", "run_ms", "wait_ms",
+    "span_ms", "ended", "succeeded", "failed", "failed_share", "succeeded_per_second", "per_minute", "per_queue", "run_ms", "wait_ms",
 }  # fmt: skip
 ERROR_KEYS = {
     "fingerprint", "error_type", "exit_cause", "message", "events", "jobs", "task", "tasks", "newest_job_id", "first_at", "last_at",

@@ -16,7 +16,12 @@ PAGE = ROOT / "docs" / "cookbook.md"
 RECIPE = re.compile(r"^## ([^\n]+\?)\n.*?^```sql\n(.*?)^```\n```text\n(.*?)^```\nIndex: (.*?)$", re.MULTILINE | re.DOTALL)
 VARIABLE = re.compile(r"(?<!:):'?(\w+)'?")
 SOME = {"job": 1, "worker": "w"}
-VIEWS = {f"jobrunner.{name}" for name in ("v_jobs", "v_attempts", "v_logs", "v_queues", "v_workers", "v_worker_runs")}
+VIEWS = {
+    f"jobrunner.{name}"
+    for name in (
+        "v_jobs", "v_attempts", "v_logs", "v_queues", "v_workers", "v_worker_runs", "v_throughput", "v_throughput_hourly", "histogram_percentile",
+    )
+}  # fmt: skip
 
 RECIPES = {title: (query, sample, index) for title, query, sample, index in RECIPE.findall(PAGE.read_text())}
 WITH_INDEX = [title for title, (_, _, index) in RECIPES.items() if "`" in index]
@@ -64,7 +69,7 @@ def test_the_sample_has_the_columns_of_the_query(connection, rows, title):
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_only_public_views_are_read(title):
-    """A recipe names nothing in our schema but the public views, so that it survives an upgrade."""
+    """A recipe names nothing in our schema but the public views and their function, so that it survives an upgrade."""
     assert set(re.findall(r"jobrunner\.\w+", RECIPES[title][0])) <= VIEWS
 
 
@@ -230,6 +235,35 @@ def test_wait_against_run(rows, answer):
     found = answer("Do jobs wait longer than they run?")
     assert found[0] == {"queue": "mail", "jobs": 2, "wait_ms": 900, "run_ms": 100, "percent_waiting": 90}
     assert (found[1]["queue"], found[1]["percent_waiting"]) == ("default", None)
+
+
+def test_busy_tasks(rows, answer):
+    """Jobs are counted once however often they were tried, and the time of each attempt is added up; what is a day old is left out."""
+    rows.finished("succeeded", run_ms=60_000)
+    rows.finished("quarantined", run_ms=1_000)
+    rows.attempt(1, "retried", run_ms=29_000)
+    rows.attempt(2, "quarantined", run_ms=1_000)
+    rows.finished("cancelled", "report.daily", run_ms=10_000)
+    rows.finished("succeeded", "old", run_ms=90_000, finished_at=ago(days=2))
+    assert [tuple(row.values()) for row in answer("Which tasks keep the workers busy?")] == [
+        ("mail.send", 2, 1, 1, timedelta(seconds=90), 90),
+        ("report.daily", 1, None, None, timedelta(seconds=10), 10),
+    ]
+
+
+def test_waits_by_the_hour(rows, answer):
+    """Percentiles of an hour are of all tasks of the queue together, and as near as the buckets are."""
+    at = ago(hours=2).replace(minute=30)
+    for wait_ms in (5, 5, 5, 150):
+        rows.finished("succeeded", f"task.{wait_ms}", wait_ms=wait_ms, finished_at=at)
+    rows.finished("failed", queue="mail", wait_ms=40_000, finished_at=at)
+    rows.finished("cancelled", queue="mail", finished_at=at)
+    mail, default = answer("How long did jobs wait, hour by hour?")
+    assert (mail["hour"], mail["queue"], mail["jobs"]) == (at.replace(minute=0, second=0, microsecond=0), "mail", 1)
+    assert (default["queue"], default["jobs"]) == ("default", 4)
+    assert 3 <= default["p50_ms"] < 10
+    assert 100 <= default["p95_ms"] < 300
+    assert 30_000 <= mail["p50_ms"] < 100_000
 
 
 def test_who_ran_what(rows, answer):

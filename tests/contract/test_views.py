@@ -35,6 +35,10 @@ COLUMNS = {
     "v_worker_runs": """id bigint, worker_id bigint, name text, host text, pid integer, kind text, pool text, pool_slot integer, version text,
         started_at timestamptz, finished_at timestamptz, run_ms bigint, reason text, exit_code smallint, error text, claimed_count bigint,
         succeeded_count bigint, failed_count bigint, crashed_count bigint, left_count bigint, next_due_at timestamptz""",
+    "v_throughput": """minute timestamptz, queue text, task text, outcome text, ended_count bigint, run_ms numeric, wait_ms numeric,
+        cpu_ms numeric, run_histogram bigint[], wait_histogram bigint[]""",
+    "v_throughput_hourly": """hour timestamptz, queue text, task text, outcome text, ended_count bigint, run_ms numeric, wait_ms numeric,
+        cpu_ms numeric, run_histogram bigint[], wait_histogram bigint[]""",
     "v_logs": """job_id bigint, lease bigint, attempt smallint, line integer, logged_at timestamptz, level text, logger text,
         message text""",
 }
@@ -284,3 +288,25 @@ def test_a_line_of_a_log_has_its_level_in_a_word(rows, look, level, word):
     assert look("v_logs", "job_id = 17") == {
         "job_id": 17, "lease": 3, "attempt": 1, "line": 2, "logged_at": NOW, "level": word, "logger": "shop.mail", "message": "two\nlines",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("view", "period"), [("v_throughput", "minute"), ("v_throughput_hourly", "hour")])
+def test_throughput(rows, look, view, period):
+    """What ended in the same period, and in the same way, is one row with counts, sums and histograms; the rest are rows of their own."""
+    at = NOW.replace(minute=30, second=17) - timedelta(hours=2)
+    rows.finished("succeeded", run_ms=4, wait_ms=50, cpu_ms=1, finished_at=at)
+    rows.finished("succeeded", run_ms=400, wait_ms=60, cpu_ms=2, finished_at=at + timedelta(seconds=31))
+    rows.finished("cancelled", finished_at=at)
+    rows.finished("succeeded", "other", finished_at=at)
+    rows.finished("succeeded", queue="mail", finished_at=at)
+    rows.attempt(1, "retried", run_ms=7, finished_at=at)
+    rows.attempt(1, "failed", lease=2, run_ms=7, finished_at=at)
+    run, wait = [0] * 20, [0] * 20
+    run[2], run[6], wait[4] = 1, 1, 2
+    assert look(view, "outcome = 'succeeded' AND task = 'mail.send' AND queue = 'default'") == {
+        period: at.replace(second=0, minute=30 if period == "minute" else 0), "queue": "default", "task": "mail.send", "outcome": "succeeded",
+        "ended_count": 2, "run_ms": 404, "wait_ms": 110, "cpu_ms": 3, "run_histogram": run, "wait_histogram": wait,
+    }  # fmt: skip
+    assert look(view, "outcome = 'cancelled'")["run_histogram"] == [0] * 20
+    assert look(view, "outcome = 'retried'")["run_ms"] == 7
+    assert rows.connection.execute(f"SELECT sum(ended_count) FROM jobrunner.{view}").fetchone() == (6,)

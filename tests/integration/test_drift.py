@@ -11,6 +11,10 @@ from jobrunner import migrate
 CHANGED = "its definition is not the expected one"
 UNIQUE = "btree (task, unique_key) WHERE (unique_key IS NOT NULL)"
 KINDS = "CHECK ((kind = ANY (ARRAY['daemon'::text, 'cron'::text, 'drain'::text, 'embedded'::text, 'test'::text])))"
+TRIGGER = (
+    "CREATE TRIGGER job_history_count AFTER INSERT ON job_history REFERENCING NEW TABLE AS ended FOR EACH STATEMENT"
+    " EXECUTE FUNCTION count_history()"
+)
 # The same columns, but a lost worker looks alive.
 V_WORKERS = """
 DO $$ BEGIN
@@ -49,6 +53,22 @@ BREAKS = {
     "CREATE OR REPLACE FUNCTION jobrunner.ensure_partitions(ahead integer) RETURNS integer LANGUAGE sql AS 'SELECT 0'": f"""
         function ensure_partitions(integer) was changed: {CHANGED}""",
     "ALTER FUNCTION jobrunner.ensure_partitions SECURITY DEFINER": f"function ensure_partitions(integer) was changed: {CHANGED}",
+    "DROP TRIGGER job_history_count ON jobrunner.job_history": "trigger job_history_count of job_history is missing",
+    "ALTER TABLE jobrunner.job_attempts DISABLE TRIGGER job_attempts_count": """
+        trigger job_attempts_count of job_attempts was changed: it is disabled, expected enabled""",
+    "DROP TRIGGER job_history_count ON jobrunner.job_history; CREATE TRIGGER job_history_count AFTER INSERT OR UPDATE ON jobrunner.job_history"
+    " EXECUTE FUNCTION jobrunner.count_history()": f"""
+        trigger job_history_count of job_history was changed: it is CREATE TRIGGER job_history_count AFTER INSERT OR UPDATE ON job_history \
+FOR EACH STATEMENT EXECUTE FUNCTION count_history(), expected {TRIGGER}""",
+    "CREATE TRIGGER mine BEFORE DELETE ON jobrunner.jobs EXECUTE FUNCTION suppress_redundant_updates_trigger()": """
+        trigger mine of jobs is not one of ours""",
+    "CREATE OR REPLACE FUNCTION jobrunner.count_history() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'": f"""
+        function count_history() was changed: {CHANGED}""",
+    "DROP TABLE jobrunner.rollup_hour CASCADE": """
+        table rollup_hour is missing
+        view v_throughput_hourly is missing""",
+    "DROP TABLE jobrunner.rollup_minute_default": """
+        table rollup_minute has no default partition, so an insert for a day without a partition fails""",
     "DROP TABLE jobrunner.workers CASCADE": """
         table workers is missing
         view v_queues is missing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,9 +12,10 @@ from jobrunner.errors import InvalidCursor, JobNotFound
 from jobrunner.filters import STATE_WORDS, parse
 from jobrunner.inspection import Count
 from jobrunner.settings import parse_dsn
-from jobrunner.store import Database
+from jobrunner.store import Database, Store
 from tests.support.revisions import at_version
 from tests.support.seed import seed
+from tests.support.viewrows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -320,6 +321,18 @@ def test_status_names_the_problems(connection, database) -> None:
     problems = inspection.status(database).problems
     assert problems[0].code == "no_worker"
     assert "and jobs wait" in problems[0].text
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["counted", "settled"])
+def test_status_counts_the_jobs_that_failed_within_the_hour(connection, database, settled) -> None:
+    """Failed and quarantined jobs of the last hour, to the minute, however many; neither older ones nor attempts that are tried again."""
+    rows, now = Rows(connection), datetime.now(UTC)
+    for minutes, state in ((0, "failed"), (50, "failed"), (59, "quarantined"), (62, "failed"), (1, "succeeded"), (1, "cancelled")):
+        rows.finished(state, finished_at=now - timedelta(minutes=minutes))
+    rows.attempt(1, "retried")
+    if settled:
+        assert Store(connection).settle_rollups(timedelta(minutes=2), timedelta(days=1), 100) == 3
+    assert inspection.status(database).failed_last_hour == Count(3)
 
 
 def test_a_schema_that_does_not_fit_is_the_first_problem(connection, database) -> None:

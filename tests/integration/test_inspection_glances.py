@@ -36,15 +36,15 @@ def scene(connection) -> Scene:
     return Scene(connection)
 
 
-def finish(scene, count, *, ago, state="succeeded", queue="default", run_ms=10, wait_ms=5) -> None:
-    """So many jobs that ended so many seconds ago."""
+def finish(scene, count, *, ago=0, at=None, state="succeeded", queue="default", run_ms=10, wait_ms=5) -> None:
+    """So many jobs that ended so many seconds ago, or then."""
     scene.execute(
         "INSERT INTO jobrunner.job_history (id, task, args, queue, priority, tags, created_at, run_at, state, lease, attempt, max_attempts,"
         " backoff, backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, started_at, finished_at, wait_ms, run_ms)"
         " SELECT nextval(pg_get_serial_sequence('jobrunner.jobs', 'id')), 't', '{}', %(queue)s, 0, '{}', at, at, %(state)s, 1, 1, 5,"
         " 'constant', '1 s', '1 s', 0, 0, 3, at, at, %(wait_ms)s, %(run_ms)s"
-        " FROM (SELECT now() - %(ago)s * interval '1 second' AS at FROM generate_series(1, %(count)s)) AS times",
-        {"count": count, "ago": ago, "state": state, "queue": queue, "run_ms": run_ms, "wait_ms": wait_ms},
+        " FROM (SELECT coalesce(%(at)s, now() - %(ago)s * interval '1 second') AS at FROM generate_series(1, %(count)s)) AS times",
+        {"count": count, "ago": ago, "at": at, "state": state, "queue": queue, "run_ms": run_ms, "wait_ms": wait_ms},
     )
 
 
@@ -65,20 +65,39 @@ def ids(database, view, text="", **options) -> list[int]:
     return [job.id for job in glance(database, view, parse(text), **options).jobs]
 
 
-def test_throughput_is_told_by_minute_and_queue(scene, database) -> None:
-    """Ten minutes, the oldest first, of all and of each queue; what is older does not count."""
-    finish(scene, 4, ago=30)
-    finish(scene, 3, ago=30, queue="mail")
-    finish(scene, 2, ago=150, state="failed")
-    finish(scene, 1, ago=595, state="quarantined", queue="mail")
-    finish(scene, 9, ago=605)
-    found = glance(database).lately.throughput
-    assert found.per_minute == (1, 0, 0, 0, 0, 0, 0, 2, 0, 7)
-    assert found.per_queue == {"default": (0, 0, 0, 0, 0, 0, 0, 2, 0, 4), "mail": (1, 0, 0, 0, 0, 0, 0, 0, 0, 3)}
-    assert (found.succeeded, found.failed, found.ended, found.exact) == (7, 3, 10, True)
-    assert found.succeeded_per_second == pytest.approx(7 / 60)
-    assert found.failed_share == pytest.approx(0.3)
-    assert found.span == timedelta(minutes=10)
+@pytest.mark.parametrize("settled", [False, True], ids=["counted", "settled"])
+def test_throughput_is_told_by_minute_and_queue(scene, database, settled) -> None:
+    """Ten minutes by the clock, the oldest first, of all and of each queue; neither what is older counts, nor an attempt that was not the last."""
+    now = scene.one("SELECT date_bin('1 minute', now(), 'epoch')")
+    last, *_ = minutes = [now - timedelta(minutes=ago) for ago in (0, 2, 8)]
+    finish(scene, 4, at=last)
+    finish(scene, 3, at=last, queue="mail")
+    finish(scene, 2, at=minutes[1] + timedelta(seconds=59), state="failed")
+    finish(scene, 1, at=minutes[2], state="quarantined", queue="mail")
+    finish(scene, 9, at=now - timedelta(minutes=9, microseconds=1))
+    go_wrong(scene, 1)
+    assert scene.store.settle_rollups(timedelta(seconds=65), timedelta(days=1), 1_000) == 3 if settled else True
+    found = glance(database)
+    throughput = found.lately.throughput
+    first = found.at - throughput.span
+    places = [round((minute - first).total_seconds() / 60) for minute in minutes]  # the next minute may have begun
+    per_minute, per_queue = throughput.per_minute, throughput.per_queue
+    assert [per_minute[place] for place in places] == [7, 2, 1]
+    assert [per_queue["default"][place] for place in places] == [4, 2, 0]
+    assert [per_queue["mail"][place] for place in places] == [3, 0, 1]
+    assert sum(per_minute) == throughput.ended == 10
+    assert (throughput.succeeded, throughput.failed) == (7, 3)
+    assert throughput.failed_share == pytest.approx(0.3)
+    assert len(per_minute) == len(per_queue["mail"]) == 10
+    assert timedelta(minutes=9) <= throughput.span <= timedelta(minutes=10)
+
+
+def test_the_rate_is_that_of_the_last_minute(scene, database) -> None:
+    """Successes of the last 60 to 70 seconds, divided by just that time; a burst of a moment is no rate of millions."""
+    finish(scene, 140, ago=30)
+    finish(scene, 100, ago=30, state="failed")
+    finish(scene, 900, ago=71)
+    assert 2 <= glance(database).lately.throughput.succeeded_per_second <= 140 / 60
 
 
 def test_percentiles_are_of_what_ran(scene, database) -> None:
@@ -96,25 +115,15 @@ def test_percentiles_are_of_what_ran(scene, database) -> None:
     assert found.ended == 150
 
 
-def test_beyond_the_sample_numbers_are_lower_bounds_and_the_rate_is_not(scene, database, monkeypatch) -> None:
-    """With more than is looked at: minutes before it are unknown, not empty, and the rate is over the time that was looked at."""
+def test_percentiles_are_of_the_newest(scene, database, monkeypatch) -> None:
+    """However many finished, only so many are looked at for how long they took; the counts are of all."""
     monkeypatch.setattr(recent, "FINISHED_SAMPLE", 40)
-    finish(scene, 30, ago=10)
-    finish(scene, 30, ago=20)
-    finish(scene, 30, ago=400)
+    finish(scene, 60, ago=5, run_ms=9_000)
+    finish(scene, 40, ago=1, run_ms=100)
     found = glance(database).lately.throughput
-    assert not found.exact
-    assert found.per_minute == (None,) * 9 + (41,)
-    assert found.per_queue == {"default": (None,) * 9 + (41,)}
-    assert found.succeeded_per_second == pytest.approx(41 / found.span.total_seconds())
-    assert timedelta(seconds=19) < found.span < timedelta(seconds=60)
-
-
-def test_a_burst_is_no_rate_of_millions(scene, database, monkeypatch) -> None:
-    """When a whole sample finished at once, the rate is taken over a second, not over the microseconds since."""
-    monkeypatch.setattr(recent, "FINISHED_SAMPLE", 40)
-    finish(scene, 60, ago=0)
-    assert glance(database).lately.throughput.succeeded_per_second <= 41
+    assert found.run
+    assert found.run.p99 == timedelta(milliseconds=100)
+    assert found.ended == 100
 
 
 def test_who_is_at_it(scene, database) -> None:

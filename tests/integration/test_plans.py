@@ -63,6 +63,8 @@ EXPECTED: dict[str, Expected] = {
     "prune_workers": Expected({"jobs_running"}),
     "prune_worker_runs": Expected(set()),
     "drop_partitions": Expected(set()),
+    "settle_rollups": Expected(set()),
+    "prune_rollup_hours": Expected(set()),
 }
 
 

@@ -64,7 +64,7 @@ def test_a_file_is_one_statement_and_schema_qualified(name):
     body = statements.load(name)
     assert ";" not in body
     assert not re.search(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+(?:ONLY\s+)?(?:jobs|job_history|job_attempts|workers)\b", body)
-    assert bool(WRITES.search(body)) == (name not in READING | {"ensure_partitions", "drop_partitions"})
+    assert bool(WRITES.search(body)) == (name not in READING | {"ensure_partitions", "drop_partitions", "settle_rollups"})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,6 +143,8 @@ def test_the_store_passes_what_the_files_ask_for(monkeypatch):
     store.prune_workers(second, 1)
     store.prune_worker_runs(second, 1)
     store.drop_partitions("job_logs", second, 1, second)
+    store.settle_rollups(second, second, 1)
+    store.prune_rollup_hours(second, 1)
     with monkeypatch.context() as patch:
         patch.setattr(Rows, "fetchone", lambda _: (1, None))
         store.remains([], 1)

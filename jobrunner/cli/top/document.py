@@ -43,7 +43,6 @@ _SEEN = ("workers_alive", "slots", "running", "queues", "throughput", "jobs", "e
 def _throughput(found: Throughput) -> dict[str, Any]:
     return {
         "span_ms": milliseconds(found.span),
-        "exact": found.exact,
         "ended": found.ended,
         "succeeded": found.succeeded,
         "failed": found.failed,

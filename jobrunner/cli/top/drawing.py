@@ -24,19 +24,17 @@ class Marks(NamedTuple):
     Attributes:
         spark: from nothing to the most.
         full, empty: of a bar.
-        unknown: in a sparkline, where nothing was looked at.
         more: where a text was cut.
     """
 
     spark: str
     full: str
     empty: str
-    unknown: str
     more: str
 
 
-UNICODE = Marks("▁▂▃▄▅▆▇█", "█", "░", "·", "…")
-ASCII = Marks("_.:-=+*#", "#", ".", " ", "~")
+UNICODE = Marks("▁▂▃▄▅▆▇█", "█", "░", "…")
+ASCII = Marks("_.:-=+*#", "#", ".", "~")
 
 
 class Column(NamedTuple):
@@ -57,18 +55,11 @@ class Column(NamedTuple):
     since: int = 0
 
 
-def sparkline(values: Sequence[int | None], marks: Marks, each: int = 1) -> str:
+def sparkline(values: Sequence[int], marks: Marks, each: int = 1) -> str:
     """One character for each value, repeated `each` times: nothing at all is the lowest, anything is above it."""
-    top = max((value for value in values if value is not None), default=0)
+    top = max(values, default=0)
     levels = len(marks.spark) - 1
-    drawn = []
-    for value in values:
-        if value is None:
-            drawn.append(marks.unknown)
-        elif value == 0:
-            drawn.append(marks.spark[0])
-        else:
-            drawn.append(marks.spark[max(1, round(levels * value / top))])
+    drawn = [marks.spark[max(1, round(levels * value / top)) if value else 0] for value in values]
     return "".join(mark * each for mark in drawn)
 
 

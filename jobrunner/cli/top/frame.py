@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobrunner.cli.documents import duration_text
-from jobrunner.cli.output import duration, printable
+from jobrunner.cli.output import printable
 from jobrunner.cli.top import lists
 from jobrunner.cli.top.drawing import Column, bar, cut, fitting, line, number, sparkline, widths
 
@@ -164,7 +164,7 @@ def _queues(found: Glance | None, width: int, height: int, marks: Marks) -> Text
 
 def _queue_cells(row: QueueRow, found: Glance, marks: Marks, scale: int) -> list[Text]:
     throughput = found.lately.throughput
-    quiet = tuple(None if value is None else 0 for value in throughput.per_minute)
+    quiet = (0,) * len(throughput.per_minute)
     full = row.slots > 0 and row.running >= row.slots
     waits = row.oldest_ready_at and duration_text(found.at - row.oldest_ready_at)
     return [
@@ -179,10 +179,7 @@ def _queue_cells(row: QueueRow, found: Glance, marks: Marks, scale: int) -> list
 
 def _lately(throughput: Throughput, width: int, marks: Marks) -> Text:
     each = max(1, width // len(throughput.per_minute))
-    ended = f"{number(throughput.succeeded, exact=throughput.exact)} ok  {number(throughput.failed, exact=throughput.exact)} failed"
-    if not throughput.exact:
-        # The newest of more: said, because the numbers would otherwise look like those of ten minutes.
-        ended = f"{ended} in {duration(throughput.span.total_seconds())}"
+    ended = f"{number(throughput.succeeded)} ok  {number(throughput.failed)} failed"
     lines = [Text(sparkline(throughput.per_minute, marks, each), style="cyan"), cut(Text(ended), width, marks)]
     lines.append(Text(f"{'':<5}{'p50':>7}{'p95':>7}{'p99':>7}", style="dim"))
     lines += [_percentiles(name, values) for name, values in (("run", throughput.run), ("wait", throughput.wait))]

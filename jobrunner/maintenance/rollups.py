@@ -1,0 +1,88 @@
+"""Owns the roll-ups once they are counted: ten-second slices become part of their minutes and hours, and what is too old goes.
+
+It must not count anything: the triggers do, with the job that ended. Nothing waits for it either: the views show what it has not settled.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from psycopg import errors as pg
+
+from jobrunner.maintenance.pruner import LOCK_PATIENCE, MOST_PARTITIONS
+
+if TYPE_CHECKING:
+    from jobrunner.store import Store
+
+logger = logging.getLogger("jobrunner.maintenance")
+
+SETTLE_AFTER = timedelta(minutes=2)  # `jobrunner top` tells the rate of the last minute by slices; and few transactions take longer
+MOST_SLICES = 2000  # rows in one transaction: some tens of milliseconds
+MOST_STEPS = 20  # transactions in one call: more than the finisher of 40 kinds of jobs leaves in five minutes
+MOST_HOURS = 2000  # rows in one call; an hour has one for each queue, task and outcome
+
+
+@dataclass(frozen=True, slots=True)
+class KeepRollups:
+    """How long roll-ups are kept: minutes by whole days (UTC), hours to the hour."""
+
+    minutes: timedelta = timedelta(hours=72)
+    hours: timedelta = timedelta(days=400)
+
+
+class Settled(NamedTuple):
+    """What one call has done: slices added up, days of minutes dropped, rows of hours forgotten."""
+
+    slices: int
+    days: int
+    hours: int
+
+
+class Settler:
+    """Takes some bounded steps at each call. Any number may be at it at once: what was added up is gone, so nothing counts twice."""
+
+    def __init__(self, keep: KeepRollups | None = None) -> None:
+        self.keep = keep or KeepRollups()
+        self._may_write = True
+        self._may_drop = True
+
+    def __call__(self, store: Store) -> Settled:
+        """Settle what is there, up to a number, and forget some of what is too old. Each step is a transaction of its own.
+
+        Raises:
+            psycopg.Error: the database is away, or refused what it should not.
+        """
+        if not self._may_write:
+            return Settled(0, 0, 0)
+        try:
+            settled = Settled(self._settle(store), self._drop_days(store), store.prune_rollup_hours(self.keep.hours, MOST_HOURS))
+        except pg.InsufficientPrivilege:
+            self._may_write = False
+            logger.warning("roll-ups are not settled: this login may not write to their tables; GRANT it, or let another worker's do it")
+            return Settled(0, 0, 0)
+        if any(settled):
+            logger.info("settled", extra=settled._asdict())
+        return settled
+
+    def _settle(self, store: Store) -> int:
+        total = 0
+        for _ in range(MOST_STEPS):
+            total += (settled := store.settle_rollups(SETTLE_AFTER, self.keep.minutes, MOST_SLICES))
+            if settled < MOST_SLICES:
+                break
+        return total
+
+    def _drop_days(self, store: Store) -> int:
+        if not self._may_drop:
+            return 0
+        try:
+            return store.drop_partitions("rollup_minute", self.keep.minutes, MOST_PARTITIONS, LOCK_PATIENCE)
+        except (pg.LockNotAvailable, pg.DeadlockDetected, pg.UndefinedTable) as error:
+            logger.info("old minutes are in use; they go another time", extra={"error": type(error).__name__})
+        except pg.InsufficientPrivilege:
+            self._may_drop = False
+            logger.info("old minutes stay: only the owner of the tables may drop them")
+        return 0
