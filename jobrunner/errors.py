@@ -135,6 +135,17 @@ class ResultExpired(JobNotFound):
         self.job_id = job_id
 
 
+class ArchiveError(JobrunnerError):
+    """Old history was not removed because it could not be archived first; `partition` is where the rows are, `__cause__` why."""
+
+    def __init__(self, partition: str, reason: str) -> None:
+        super().__init__(
+            f"could not archive rows of {partition} ({reason}): they stay where they are",
+            hint="mend that and run:   jobrunner prune     (it goes on where it stopped)",
+        )
+        self.partition, self.reason = partition, reason
+
+
 class IllegalTransition(JobrunnerError):
     """The job is in a state from which the asked transition does not exist."""
 
