@@ -118,10 +118,16 @@ class DuplicateJob(EnqueueError):
 
 
 class JobNotFound(JobrunnerError):
-    """No live or finished job has that id (it may have been pruned)."""
+    """No live or finished job has that id. `was_given`: the id has been given to a job, which may have been removed by retention."""
 
-    def __init__(self, job_id: int) -> None:
-        super().__init__(f"no job {job_id}", hint="finished jobs are kept until retention drops them; list with: jobrunner jobs list")
+    def __init__(self, job_id: int, *, was_given: bool = False) -> None:
+        if was_given:
+            super().__init__(
+                f"no job {job_id}: it may have been removed by retention",
+                hint="how long finished jobs are kept: jobrunner retention     (or its enqueue was rolled back)",
+            )
+        else:
+            super().__init__(f"no job {job_id}", hint="finished jobs are kept until retention drops them; list with: jobrunner jobs list")
         self.job_id = job_id
 
 

@@ -160,6 +160,25 @@ def groups_of(parent: str, rows: sql.Composable) -> sql.Composed:
     ).format(kind=_KIND[parent], rows=rows, keep=_DUE[parent])
 
 
+def strays_of(parent: str) -> sql.Composed:
+    """What selects the rows `d` of a default partition that are too old, to stand behind FROM; takes `older`."""
+    part = sql.Identifier("jobrunner", f"{parent}_default")
+    return sql.SQL(
+        "(SELECT g.task, g.kind, coalesce(%(older)s::interval, k.keep) AS keep"
+        " FROM (SELECT DISTINCT task, {kind} AS kind FROM {part} WHERE finished_at < now() - interval '1 day') AS g"
+        " CROSS JOIN LATERAL (SELECT {keep} AS keep) AS k WHERE k.keep IS NOT NULL) AS kept"
+        " JOIN {part} AS d ON d.task = kept.task AND d.{kind} = kept.kind"
+        " WHERE date_trunc('day', d.finished_at AT TIME ZONE 'UTC') + interval '1 day' + kept.keep <= now() AT TIME ZONE 'UTC'"
+    ).format(kind=_KIND[parent], part=part, keep=_DUE[parent])
+
+
+def count_strays(connection: Connection[Any], parent: str, older: timedelta | None = None) -> int:
+    """How many rows without a day of their own go."""
+    query = sql.SQL("SELECT count(*) FROM {}").format(strays_of(parent))
+    row = connection.execute(query, {"older": older}).fetchone()
+    return 0 if row is None else int(row[0])
+
+
 def count(connection: Connection[Any], day: Day, older: timedelta | None = None) -> Groups:
     """How many rows of a day go and how many stay, by reading all of it."""
     query = groups_of(day.parent, sql.Identifier("jobrunner", day.part))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from psycopg import sql
 
 from jobrunner.history import swap
-from jobrunner.history.days import KEY, Day, due_days, groups_of, kind_of
+from jobrunner.history.days import KEY, Day, due_days, groups_of, kind_of, strays_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,11 +143,11 @@ class Pruning:
         return Step(day.part, "settled")
 
     def _decide(self, day: Day) -> Step:
-        if day.due_count == 0:
-            return self._settle(day)
-        if day.kept_count == 0 and self.sink is None:
+        if day.kept_count == 0 and (self.sink is None or day.due_count == 0):
             did = swap.drop_checked(self.connection, day)
             return Step(day.part, did, day.due_count if did == "dropped" else 0)
+        if day.due_count == 0:
+            return self._settle(day)
         if day.due_count <= min(FEW, day.kept_count):
             swap.begin_deleting(self.connection, day)
         else:
@@ -216,7 +216,7 @@ class Pruning:
                 continue
             self.at = part
             with self._archived() as kept:
-                picked = self._pick_strays(parent, key, part)
+                picked = self._pick_strays(parent, key)
                 if not picked:
                     continue
                 archived = self._archive_strays(parent, part, picked, kept) if self.sink is not None else 0
@@ -226,17 +226,10 @@ class Pruning:
                 return Step(part, "deleted", removed, archived)
         return None
 
-    def _pick_strays(self, parent: str, key: str, part: str) -> list[str]:
-        keep = sql.SQL("jobrunner.keep_of(g.task, g.kind)" if parent == "job_history" else "jobrunner.keep_attempts_of(g.task)")
+    def _pick_strays(self, parent: str, key: str) -> list[str]:
         query = sql.SQL(
-            "WITH kept AS MATERIALIZED ("
-            " SELECT g.task, g.kind, coalesce(%(older)s::interval, k.keep) AS keep"
-            " FROM (SELECT DISTINCT task, {kind} AS kind FROM {part} WHERE finished_at < now() - interval '1 day') AS g"
-            " CROSS JOIN LATERAL (SELECT {keep} AS keep) AS k WHERE k.keep IS NOT NULL)"
-            " SELECT d.ctid::text FROM {part} AS d JOIN kept k ON k.task = d.task AND k.kind = d.{kind}"
-            " WHERE date_trunc('day', d.finished_at AT TIME ZONE 'UTC') + interval '1 day' + k.keep <= now() AT TIME ZONE 'UTC'"
-            " ORDER BY d.finished_at, d.{key} LIMIT %(most)s FOR UPDATE OF d SKIP LOCKED"
-        ).format(kind=kind_of(parent), part=_name(part), keep=keep, key=sql.Identifier(key))
+            "SELECT d.ctid::text FROM {strays} ORDER BY d.finished_at, d.{key} LIMIT %(most)s FOR UPDATE OF d SKIP LOCKED"
+        ).format(strays=strays_of(parent), key=sql.Identifier(key))
         return [row[0] for row in self.connection.execute(query, {"older": self.older, "most": MOST_STRAY}).fetchall()]
 
     # -- the archive

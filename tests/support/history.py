@@ -38,7 +38,7 @@ class Past(Scene):
     def day(self, ago: int, *groups: tuple[str, str, int], parent: str = "job_history", at: str = "12:00") -> str:
         """Make the partition of the day so many days ago when it is not there, and put (task, state, rows) into it; its name."""
         day = f"((now() AT TIME ZONE 'UTC')::date - {ago})"
-        part, low, high = self.execute(f"SELECT '{parent}_' || to_char({day}, 'YYYYMMDD'), {day}::text, ({day} + 1)::text").fetchone() or ()
+        part, low, high = self.execute(f"SELECT '{parent}_' || to_char({day}, 'YYYYMMDD'), {day}::text, ({day} + 1)::text").fetchone() or ("", "", "")
         self.execute(
             f"CREATE TABLE IF NOT EXISTS jobrunner.{part} PARTITION OF jobrunner.{parent} FOR VALUES FROM ('{low} 00:00+00') TO ('{high} 00:00+00')"
         )
@@ -83,4 +83,6 @@ class Past(Scene):
 
     def whole(self, table: str = "job_history") -> list[Any]:
         """Every row of a table, whole, ordered."""
-        return [row[0] for row in self.execute(f"SELECT to_jsonb(t) FROM jobrunner.{table} AS t ORDER BY t.finished_at, 1::text").fetchall()]
+        return [
+            row[0] for row in self.execute(f"SELECT to_jsonb(t) FROM jobrunner.{table} AS t ORDER BY t.finished_at, 1::text").fetchall()
+        ]
