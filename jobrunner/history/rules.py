@@ -76,8 +76,8 @@ WHERE r.origin = 'code' AND r.app = %(app)s
 """
 _SAY_CODE = """
 INSERT INTO jobrunner.retention AS r (task, state, origin, app, keep)
-SELECT s.task, s.state, 'code', %(app)s, s.seconds * interval '1 second'
-FROM unnest(%(tasks)s::text[], %(states)s::text[], %(seconds)s::float8[]) AS s (task, state, seconds)
+SELECT s.task, s.state, 'code', %(app)s, s.keep
+FROM unnest(%(tasks)s::text[], %(states)s::text[], %(keeps)s::interval[]) AS s (task, state, keep)
 ORDER BY s.task, s.state
 ON CONFLICT (task, state, origin, app) DO UPDATE SET keep = excluded.keep, changed_at = now(), changed_by = CURRENT_USER
 WHERE r.keep IS DISTINCT FROM excluded.keep
@@ -114,7 +114,7 @@ def say_code(connection: Connection[Any], app: str, rules: Iterable[Rule]) -> in
         "app": app,
         "tasks": [rule.task for rule in said],
         "states": [rule.state for rule in said],
-        "seconds": [None if rule.keep is None else rule.keep.total_seconds() for rule in said],
+        "keeps": [rule.keep for rule in said],
     }
     with connection.transaction():
         return connection.execute(_FORGET_CODE, parameters).rowcount + connection.execute(_SAY_CODE, parameters).rowcount
