@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import resource
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -25,14 +26,7 @@ from tests.support.commands import clean_environment
 from tests.support.history import Past
 
 ENOSPC = "No space left on device"
-LOAD = textwrap.dedent(
-    """
-    CREATE TABLE lines (line text);
-    \\copy lines FROM PROGRAM 'gunzip -c {directory}/job_history_*.jsonl.gz' WITH (FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')
-    CREATE TABLE archived (LIKE jobrunner.job_history INCLUDING DEFAULTS, PRIMARY KEY (id, finished_at));
-    INSERT INTO archived SELECT (jsonb_populate_record(NULL::jobrunner.job_history, line::jsonb)).* FROM lines ON CONFLICT DO NOTHING;
-    """
-)
+HOW_TO = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "retention.md"
 
 
 @pytest.fixture
@@ -109,7 +103,9 @@ def test_the_documented_way_back(past, database, files, fresh_dsn, tmp_path):
     some = next(iter(files.directory.iterdir()))
     some.with_name("job_history_19990101.1.jsonl.gz").write_bytes(some.read_bytes())
     script = tmp_path / "load.sql"
-    script.write_text(LOAD.format(directory=files.directory))
+    found = re.search(r"^```sql\n(CREATE TABLE lines.*?)^```$", HOW_TO.read_text(), re.MULTILINE | re.DOTALL)
+    assert found
+    script.write_text(found[1].replace("/var/lib/jobrunner/archive", str(files.directory)))
     subprocess.run(["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", fresh_dsn, "-f", str(script)], check=True)
     assert past.one("SELECT jsonb_agg(to_jsonb(a) ORDER BY a.finished_at, a.id) FROM archived AS a") == sorted(
         before, key=lambda row: (row["finished_at"], row["id"])
