@@ -110,10 +110,16 @@ def workers(database: Database) -> list[Finding]:
 
 def history(database: Database) -> list[Finding]:
     """Whether what is too old could be archived and removed."""
+    from psycopg.errors import InsufficientPrivilege
+
     from jobrunner.history.days import problems
 
-    with database.store() as store:
-        found = problems(store.connection)
+    try:
+        with database.store() as store:
+            found = problems(store.connection)
+    except InsufficientPrivilege:
+        text = "this login may not see whether old history could be removed"
+        return [Finding("retention", "note", text, "GRANT SELECT ON jobrunner.retention_days TO …")]
     return [
         Finding("retention", "bad", f"old rows of {part} stay: {problem} ({iso(at)})", "mend that, then: jobrunner prune")
         for part, problem, at in found

@@ -107,7 +107,7 @@ def unset_rule(connection: Connection[Any], task: str, state: str) -> bool:
 def say_code(connection: Connection[Any], app: str, rules: Iterable[Rule]) -> int:
     """Make the rules of one application's code those that it has now. Returns how many changed; writes nothing when none did.
 
-    One transaction. Locks the rows that change: of two workers that start at once the second waits for the first, which is quick.
+    One transaction, under an advisory lock: of workers that start at once each waits for the one before, which takes milliseconds.
     """
     said = sorted({(rule.task, rule.state): rule for rule in rules}.values(), key=lambda rule: rule[:2])
     parameters = {
@@ -117,4 +117,5 @@ def say_code(connection: Connection[Any], app: str, rules: Iterable[Rule]) -> in
         "keeps": [rule.keep for rule in said],
     }
     with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('jobrunner.retention.code', 0))")
         return connection.execute(_FORGET_CODE, parameters).rowcount + connection.execute(_SAY_CODE, parameters).rowcount

@@ -122,7 +122,7 @@ class Pruning:
     def _go_on(self, day: Day, kept: list[Kept]) -> Step:
         if day.through and self.sink is None:
             return Step(day.part, "dropped", swap.drop(self.connection, day))
-        if day.phase is None or day.file != swap.file_of(self.connection, day.part):
+        if day.phase is None or not swap.is_sound(self.connection, day):
             swap.begin(self.connection, day)
             return Step(day.part, "began")
         is_through = day.next_block >= swap.pages_of(self.connection, day.part)

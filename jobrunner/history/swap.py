@@ -39,6 +39,12 @@ def pages_of(connection: Connection[Any], part: str) -> int:
     return int(_one(connection, "SELECT pg_relation_size(%s::regclass) / current_setting('block_size')::bigint", (f"jobrunner.{part}",)))
 
 
+def is_sound(connection: Connection[Any], day: Day) -> bool:
+    """Whether what was begun can be gone on with: the rows are where they were, and the copy, if there should be one, is there."""
+    copied = _one(connection, "SELECT to_regclass(%s) IS NOT NULL", (f"jobrunner.{copy_of(day.part)}",))
+    return day.file == file_of(connection, day.part) and (day.phase != "copying" or bool(copied))
+
+
 def begin(connection: Connection[Any], day: Day) -> None:
     """From now on what comes to this day or leaves it is noted; it is read from its beginning.
 

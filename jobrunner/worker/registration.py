@@ -162,7 +162,8 @@ class Registration:
             try:
                 say_code(connection, *keep)
             except InsufficientPrivilege:
-                logger.warning("this login may not write into jobrunner.retention: what the code says of keeping jobs has no effect")
+                if keep[1]:
+                    logger.warning("this login may not write into jobrunner.retention: what the code says of keeping jobs has no effect")
             return Store(connection).set_tasks(self.worker_id, list(tasks))
 
     def close(self, departure: Departure, error: BaseException | None = None) -> Departure:

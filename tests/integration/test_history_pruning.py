@@ -6,9 +6,11 @@ from datetime import timedelta
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from jobrunner import migrate
 from jobrunner.history import steps
+from jobrunner.history.days import due_days, groups_of
 from jobrunner.history.steps import Pruning, Step
 from jobrunner.maintenance import prune
 from jobrunner.maintenance.history import HistoryPruner, Removed
@@ -216,6 +218,33 @@ def test_a_step_reads_a_bounded_part(past, monkeypatch):
     assert past.held(part) == {("add", "failed"): 30, ("mail", "failed"): 7}
     facts = past.execute("SELECT due_count, kept_count FROM jobrunner.retention_days WHERE part = %s", (part,)).fetchone()
     assert facts == (600, 37)
+
+
+def test_a_step_reads_only_its_pages(past):
+    """The pages of a step are found by their addresses: nothing before or behind them is read."""
+    part = past.day(31, ("add", "succeeded", 400), ("add", "failed", 400))
+    past.execute(f"VACUUM ANALYZE jobrunner.{part}")
+    pruning = Pruning(past.connection)
+    pruning.pages = 2
+    pruning.step()
+    with past.connection.transaction():
+        (day,) = due_days(past.connection)
+        rows = sql.SQL("(SELECT p.* FROM {} AS p WHERE {}) AS r").format(sql.Identifier("jobrunner", part), pruning._pages_where(day))
+        query = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) {}").format(groups_of(day.parent, rows))
+        plan = str(past.one(query, {"day": day.day, "older": None}))
+    assert "Tid Range Scan" in plan
+    assert "Index Scan" not in plan
+
+
+def test_a_replacement_is_attached_unread(past, monkeypatch):
+    """The lock of the exchange is not held while rows are looked at: the copy is known to fit."""
+    monkeypatch.setattr(steps, "FEW", 0)
+    part = past.day(31, ("add", "succeeded", 4), ("add", "failed", 4))
+    said: list[str] = []
+    past.connection.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+    past.execute("SET client_min_messages = 'debug1'")
+    every_step(Pruning(past.connection))
+    assert f'partition constraint for table "{part}_kept" is implied by existing constraints' in said
 
 
 def test_a_login_that_does_not_own_the_tables(past, fresh_dsn, caplog):

@@ -176,6 +176,17 @@ def test_a_day_that_is_rewritten_by_somebody_else_is_begun_anew(past):
     assert past.one(f"SELECT array_agg(id ORDER BY id) FROM jobrunner.{part}") == kept
 
 
+def test_a_copy_that_somebody_drops_is_made_anew(past):
+    """Somebody tidies up and takes the copy away: the day is begun anew, and ends as it should."""
+    part, kept, _gone = two_kinds(past)
+    pruning = Pruning(past.connection)
+    go(pruning, "copied")
+    past.execute(f"DROP TABLE jobrunner.{part}_kept")
+    assert did(pruning) == "began"
+    go(pruning, "replaced")
+    assert past.one(f"SELECT array_agg(id ORDER BY id) FROM jobrunner.{part}") == kept
+
+
 def test_rules_that_change_meanwhile_count(past):
     """A rule that comes while a day is being copied holds for that day: nothing is replaced by what the old rules said."""
     part, kept, _gone = two_kinds(past)
