@@ -23,8 +23,6 @@ from jobrunner.settings import Dsn
 from jobrunner.store import Database, Store
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from jobrunner.history.steps import Step
 
 BATCH = 20  # jobs of one claim and one finish
@@ -109,15 +107,16 @@ def fill(dsn: str, ago: int, rows: int) -> None:
             (ago,),
         ).fetchone()
         part, low, high = found or ("", "", "")
-        connection.execute(
-            f"CREATE TABLE jobrunner.{part} PARTITION OF jobrunner.job_history FOR VALUES FROM ('{low} 00:00+00') TO ('{high} 00:00+00')"
-        )
+        # Filled before it has indexes: ten million rows take minutes less.
+        connection.execute(f"CREATE TABLE jobrunner.{part} (LIKE jobrunner.job_history INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
         connection.execute(ROWS.format(part=part, ago=ago), {"rows": rows, "share": FAILED_SHARE})  # type: ignore[arg-type]
+        bounds = f"FOR VALUES FROM ('{low} 00:00+00') TO ('{high} 00:00+00')"
+        connection.execute(f"ALTER TABLE jobrunner.job_history ATTACH PARTITION jobrunner.{part} {bounds}")
         connection.execute(f"VACUUM ANALYZE jobrunner.{part}")
         connection.execute("CHECKPOINT")
 
 
-def run(dsn: str, older: timedelta | None = None) -> dict[str, float]:
+def run(dsn: str) -> dict[str, float]:
     """Prune, with somebody else at work; figures in ms."""
     database = Database(Dsn(dsn, "bench"))
     finisher, reader = Finisher(dsn), Reader(dsn)
@@ -134,7 +133,7 @@ def run(dsn: str, older: timedelta | None = None) -> dict[str, float]:
         last = time.perf_counter()
 
     began = last
-    removed = prune(database, older=older, told=told)
+    removed = prune(database, told=told)
     ended = time.perf_counter()
     time.sleep(_LOOK + 0.5)
     finisher.end()

@@ -50,7 +50,7 @@ def prune(*, dry_run: bool, older: tuple[timedelta | None] | None, archive: Path
     removed = prune_now(database, sink=sink, older=age, told=_tell)
     if shared().json:
         print_json(removed._asdict() | {"refused": [{"partition": part, "problem": problem} for part, problem in removed.refused]})
-    else:
+    elif not shared().quiet:
         days = f"{len(removed.dropped)} days dropped, {len(removed.replaced)} replaced"
         archived = f", {removed.archived_count:,} archived" if sink is not None else ""
         click.echo(f"about {removed.removed_count:,} rows removed{archived}; {days}")

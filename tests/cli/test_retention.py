@@ -129,6 +129,8 @@ def test_prune(own, past, tmp_path):
     assert past.held() == {}
     assert len(list((tmp_path / "old").iterdir())) == 2
     assert own("prune").out == "about 0 rows removed; 0 days dropped, 0 replaced\n"
+    silent = own("--quiet", "prune")
+    assert (silent.out, silent.err) == ("", "")
 
 
 def test_prune_older_than(own, past):
