@@ -124,6 +124,8 @@ class Pruning:
             return Step(day.part, "dropped", swap.drop(self.connection, day))
         if day.phase is None or not swap.is_sound(self.connection, day):
             swap.begin(self.connection, day)
+            if day.through:
+                swap.begin_copying(self.connection, day)  # all of it goes to the archive: there is nothing to count
             return Step(day.part, "began")
         is_through = day.next_block >= swap.pages_of(self.connection, day.part)
         match day.phase:
@@ -163,16 +165,19 @@ class Pruning:
         due = self._due_groups(day)
         removed = archived = 0
         if due[0]:
-            rows = sql.SQL("{rows} AND {due}").format(rows=self._pages_where(day), due=_among(day.parent))
-            if self.sink is not None:
-                # Locked, so that what the file holds is what is deleted.
-                locked = sql.SQL("SELECT count(*) FROM (SELECT FROM {part} AS p WHERE {rows} FOR UPDATE OF p) AS l")
-                self.connection.execute(locked.format(part=_name(day.part), rows=rows), _pairs(due))
-                archived = self._archive(day, due, kept)
-            delete = sql.SQL("DELETE FROM {part} AS p WHERE {rows}").format(part=_name(day.part), rows=rows)
-            removed = self.connection.execute(delete, _pairs(due)).rowcount
+            # Locked and then taken by their addresses: what the archive gets is what is deleted, whatever comes meanwhile.
+            pick = sql.SQL("SELECT p.ctid::text FROM {part} AS p WHERE {pages} AND {due} FOR UPDATE OF p")
+            query = pick.format(part=_name(day.part), pages=self._pages_where(day), due=_among(day.parent))
+            picked = [row[0] for row in self.connection.execute(query, _pairs(due)).fetchall()]
+            removed, archived = self._delete_picked(day.parent, day.part, day, picked, kept)
         self._advance(day, 0, 0)
         return Step(day.part, "deleted", removed, archived)
+
+    def _delete_picked(self, parent: str, part: str, day: Day | None, picked: list[str], kept: list[Kept]) -> tuple[int, int]:
+        """Archive and delete locked rows, given by their addresses. Returns how many were deleted, and archived."""
+        rows = sql.SQL("{part} AS p WHERE p.ctid = ANY ({picked}::tid[])").format(part=_name(part), picked=sql.Literal(picked))
+        archived = self._hand_over(parent, day, rows, kept) if picked and self.sink is not None else 0
+        return self.connection.execute(sql.SQL("DELETE FROM {}").format(rows)).rowcount, archived
 
     def _copy(self, day: Day, kept: list[Kept]) -> Step:
         due = self._due_groups(day)
@@ -183,7 +188,7 @@ class Pruning:
             copy.format(copy=_name(swap.copy_of(day.part)), part=_name(day.part), rows=self._pages_where(day), due=_among(day.parent)),
             _pairs(due),
         )
-        self._advance(day, 0, 0)
+        self._advance(day, archived if day.through else 0, 0)
         return Step(day.part, "copied", 0, archived)
 
     def _groups(self, day: Day) -> list[tuple[Any, ...]]:
@@ -219,9 +224,7 @@ class Pruning:
                 picked = self._pick_strays(parent, key)
                 if not picked:
                     continue
-                archived = self._archive_strays(parent, part, picked, kept) if self.sink is not None else 0
-                delete = sql.SQL("DELETE FROM {part} WHERE ctid = ANY (%s::tid[])").format(part=_name(part))
-                removed = self.connection.execute(delete, (picked,)).rowcount
+                removed, archived = self._delete_picked(parent, part, None, picked, kept)
                 self.connection.execute("UPDATE jobrunner.retention_days SET problem = NULL, problem_at = NULL WHERE part = %s", (part,))
                 return Step(part, "deleted", removed, archived)
         return None
@@ -241,10 +244,6 @@ class Pruning:
         )
         rows = sql.SQL("{part} AS p WHERE {pages} AND {among}").format(part=_name(day.part), pages=self._pages_where(day), among=among)
         return self._hand_over(day.parent, day, rows, kept)
-
-    def _archive_strays(self, parent: str, part: str, picked: list[str], kept: list[Kept]) -> int:
-        rows = sql.SQL("{part} AS p WHERE p.ctid = ANY ({picked}::tid[])").format(part=_name(part), picked=sql.Literal(picked))
-        return self._hand_over(parent, None, rows, kept)
 
     def _hand_over(self, parent: str, day: Day | None, rows: sql.Composed, kept: list[Kept]) -> int:
         if self.sink is None:
