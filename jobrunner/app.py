@@ -14,8 +14,9 @@ import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from jobrunner.checks import RUN_CHECKS
+from jobrunner.checks import RUN_CHECKS, checked
 from jobrunner.handle import Job
+from jobrunner.keeping import ALL, Rule, from_environ, keep_by_state
 from jobrunner.loading import find_jobrunner
 from jobrunner.payload import decode_args
 from jobrunner.policies import Policy, Running
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from jobrunner.policies import EnqueueOptions, Options, TaskOptions
+    from jobrunner.policies import EnqueueOptions, Keep, Options, TaskOptions
     from jobrunner.store import Database
 
 __all__ = ["JobRunner", "find_jobrunner"]
@@ -52,6 +53,8 @@ class JobRunner:
         max_result_bytes: of one job's return value as JSON, found in the same way; an attempt that returns more has failed.
         wakeups: whether to send hints to idle workers; without them they find jobs by polling.
         name: shown where several applications share a database.
+        keep: how long finished jobs stay: a duration, `"forever"`, or a mapping by state, such as `{"succeeded": "30d"}`; without it
+            `JOBRUNNER_KEEP_SUCCEEDED` and `JOBRUNNER_KEEP_FAILED`, then 30 and 180 days. Workers bring it to the database.
     """
 
     def __init__(
@@ -64,8 +67,10 @@ class JobRunner:
         max_result_bytes: int | str | None = None,
         wakeups: bool = True,
         name: str | None = None,
+        keep: Keep = None,
     ) -> None:
         self.name = name
+        self._keep = dict(checked("keep", keep_by_state, keep, "JobRunner"))
         self.session = session
         self._sizes = max_payload_bytes, max_result_bytes
         self.find_sizes({})
@@ -132,6 +137,21 @@ class JobRunner:
         if function is None:
             return lambda decorated: self.registry.register(decorated, name, policy, self, running)
         return self.registry.register(function, name, policy, self, running)
+
+    def retention_rules(self) -> list[Rule]:
+        """What the code and the environment say about how long finished jobs are kept, the code first.
+
+        Raises:
+            ConfigurationError: a `JOBRUNNER_KEEP_…` is no duration that can be meant.
+        """
+        general = self._keep if ALL in self._keep else {**from_environ(), **self._keep}
+        rules = [Rule(ALL, state, keep) for state, keep in general.items()]
+        return rules + [Rule(task.name, state, keep) for task in self.registry.values() for state, keep in task.running.keep]
+
+    @property
+    def rules_name(self) -> str:
+        """Under which name those rules stand: what another application says is not this one's to change."""
+        return self.name or (self.app.import_name if self.app is not None else "")
 
     @property
     def dsn(self) -> Dsn:

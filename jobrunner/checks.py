@@ -13,6 +13,7 @@ from typing import Any
 
 from jobrunner.errors import ConfigurationError
 from jobrunner.jsonvalues import text_problem
+from jobrunner.keeping import keep_by_state
 from jobrunner.payload import encode_meta
 from jobrunner.settings import parse_duration, parse_size
 
@@ -205,4 +206,9 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 # Of how a task is run: they are the code's, not the row's.
-RUN_CHECKS: dict[str, Callable[[str, Any], Any]] = {"transactional": _truth, "capture_output": _truth, "log_level": _level}
+RUN_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "transactional": _truth,
+    "capture_output": _truth,
+    "log_level": _level,
+    "keep": keep_by_state,
+}

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 _LOCK_TIMEOUT = "5s"  # a DDL statement of somebody else that holds a table longer makes the comparison fail, not hang
 
-# Of each namespace. Partitions are left out: ensure_partitions makes them like their parent.
+# Of each namespace. Partitions are left out: ensure_partitions makes them like their parent. So is what retention copies of a day
+# into a table that is about to take its place.
 _RELATIONS = """
 SELECT c.relname, CASE WHEN c.relkind IN ('r', 'p') THEN 'table' ELSE 'view' END
 FROM pg_class c
 WHERE c.relnamespace = :namespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT c.relispartition
+  AND c.relname !~ '^job_(history|attempts)_[0-9]{8}_kept$'
 """
 # These four give (table, name, facts…).
 _COLUMNS = """

@@ -118,10 +118,16 @@ class DuplicateJob(EnqueueError):
 
 
 class JobNotFound(JobrunnerError):
-    """No live or finished job has that id (it may have been pruned)."""
+    """No live or finished job has that id. `was_given`: the id has been given to a job, which may have been removed by retention."""
 
-    def __init__(self, job_id: int) -> None:
-        super().__init__(f"no job {job_id}", hint="finished jobs are kept until retention drops them; list with: jobrunner jobs list")
+    def __init__(self, job_id: int, *, was_given: bool = False) -> None:
+        if was_given:
+            super().__init__(
+                f"no job {job_id}: it may have been removed by retention",
+                hint="how long finished jobs are kept: jobrunner retention     (or its enqueue was rolled back)",
+            )
+        else:
+            super().__init__(f"no job {job_id}", hint="finished jobs are kept until retention drops them; list with: jobrunner jobs list")
         self.job_id = job_id
 
 
@@ -133,6 +139,17 @@ class ResultExpired(JobNotFound):
     def __init__(self, job_id: int) -> None:
         JobrunnerError.__init__(self, f"the result of job {job_id} has expired: its row was there and was deleted since")
         self.job_id = job_id
+
+
+class ArchiveError(JobrunnerError):
+    """Old history was not removed because it could not be archived first; `partition` is where the rows are, `__cause__` why."""
+
+    def __init__(self, partition: str, reason: str) -> None:
+        super().__init__(
+            f"could not archive rows of {partition} ({reason}): they stay where they are",
+            hint="mend that and run:   jobrunner prune     (it goes on where it stopped)",
+        )
+        self.partition, self.reason = partition, reason
 
 
 class IllegalTransition(JobrunnerError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -18,10 +19,11 @@ from jobrunner.errors import ConfigurationError
 from jobrunner.settings import DEFAULT_QUEUE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 Backoff = Literal["exponential", "linear", "constant"]
 Duration = float | str | timedelta
+Keep = Duration | Mapping[str, Duration] | None  # for all states in which a job ends, or by state
 
 
 class PolicyOptions(TypedDict, total=False):
@@ -51,6 +53,7 @@ class TaskOptions(PolicyOptions, total=False):
 
     capture_output: bool
     log_level: int | str | None
+    keep: Keep
 
 
 class EnqueueOptions(PolicyOptions, total=False):
@@ -139,17 +142,19 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Running:
-    """How the function of a task is run; the code's business, not the row's.
+    """How the function of a task is run, and how long its finished jobs are kept; the code's business, not the row's.
 
     Attributes:
         transactional: the function gets a Session whose transaction also holds the end of the job.
         capture_output: what it prints goes into the job's log.
         log_level: records of `logging` of at least this level go into the job's log; None for no log.
+        keep: pairs of a state (or `*`) and how long jobs of the task that ended in it are kept; None is forever.
     """
 
     transactional: bool = False
     capture_output: bool = False
     log_level: int | None = logging.INFO
+    keep: tuple[tuple[str, timedelta | None], ...] = ()
 
     @classmethod
     def of(cls, given: Mapping[str, object], where: str) -> Running:

@@ -26,7 +26,7 @@ from sqlalchemy import (
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, OID
 
 from jobrunner.histograms import BUCKETS
 from jobrunner.settings import SCHEMA
@@ -309,5 +309,49 @@ rollup_hour = Table(
     *_rollup_columns(),
     PrimaryKeyConstraint("hour", *ROLLUP_KEY, name="rollup_hour_pkey"),
 )
+
+retention = Table(
+    "retention",
+    metadata,
+    Column("task", Text, nullable=False, server_default=text("'*'")),
+    Column("state", Text, nullable=False, server_default=text("'*'")),
+    Column("origin", Text, nullable=False, server_default=text("'operator'")),
+    Column("app", Text, nullable=False, server_default=text("''")),
+    Column("keep", Interval),
+    Column("changed_at", _AT, nullable=False, server_default=_NOW),
+    Column("changed_by", Text, nullable=False, server_default=text("CURRENT_USER")),
+    PrimaryKeyConstraint("task", "state", "origin", "app", name="retention_pkey"),
+    CheckConstraint("task <> ''", name="retention_task"),
+    CheckConstraint("state in ('*', 'succeeded', 'failed', 'cancelled', 'quarantined')", name="retention_state"),
+    CheckConstraint("origin = 'code' or (origin = 'operator' and app = '')", name="retention_origin"),
+    CheckConstraint("keep >= interval '1 day' and keep <= interval '36500 days'", name="retention_keep"),
+)
+
+retention_days = Table(
+    "retention_days",
+    metadata,
+    Column("part", Text, nullable=False),
+    Column("rules", Text, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("file", OID),
+    Column("next_block", BigInteger, nullable=False, server_default=text("0")),
+    Column("due_count", BigInteger, nullable=False, server_default=text("0")),
+    Column("kept_count", BigInteger, nullable=False, server_default=text("0")),
+    Column("problem", Text),
+    Column("problem_at", _AT),
+    Column("changed_at", _AT, nullable=False, server_default=_NOW),
+    PrimaryKeyConstraint("part", name="retention_days_pkey"),
+    CheckConstraint("phase in ('counting', 'deleting', 'copying', 'settled')", name="retention_days_phase"),
+)
+
+retention_changes = Table(
+    "retention_changes",
+    metadata,
+    Column("part", Text, nullable=False),
+    Column("id", BigInteger, nullable=False),
+    Column("lease", BigInteger, nullable=False),
+    Column("finished_at", _AT, nullable=False),
+)
+Index("retention_changes_part", retention_changes.c.part)
 
 PARTITIONED = ("job_history", "job_attempts", "job_logs", "rollup_minute")

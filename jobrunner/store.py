@@ -312,7 +312,7 @@ class Store:
     def _illegal(self, job_id: int, transition: str) -> JobNotFound | IllegalTransition:
         row = self._run("job_state", {"id": job_id}).fetchone()
         if row is None:
-            return JobNotFound(job_id)
+            return JobNotFound(job_id, was_given=self._was_given(job_id))
         hints = {
             ("requeue", "succeeded"): "a job that succeeded is not run again; enqueue a new one",
             ("requeue", "running"): "wait for it, or cancel it first",
@@ -320,6 +320,12 @@ class Store:
         verb = "retry" if transition == "requeue" else transition
         fallback = f"{verb} is possible from: {', '.join(sorted(sources_of(transition)))}"
         return IllegalTransition(job_id, row[0], verb, hint=hints.get((transition, row[0]), fallback))
+
+    def _was_given(self, job_id: int) -> bool:
+        """Whether there has been a job with that id, or an enqueue that was rolled back."""
+        query = "SELECT last_value >= %s FROM pg_sequences WHERE schemaname = 'jobrunner' AND sequencename = 'jobs_id_seq'"
+        row = self.connection.execute(query, (job_id,)).fetchone()
+        return row is not None and bool(row[0])  # NULL for who may not read the sequence
 
     def _duplicate(self, job_id: int) -> DuplicateJob:
         row = self.connection.execute(

@@ -30,6 +30,8 @@ ENTRIES = {
     "run": Entry("jobrunner.cli.run", "run", "Run a task here and now, without a job."),
     "jobs": Entry("jobrunner.cli.jobs", "jobs", "List, show, read the logs of, wait for, retry and cancel jobs."),
     "workers": Entry("jobrunner.cli.workers", "workers", "List workers, and the runs of those that have ended."),
+    "retention": Entry("jobrunner.cli.retention", "retention", "List and set how long finished jobs are kept."),
+    "prune": Entry("jobrunner.cli.prune", "prune", "Remove finished jobs that are older than they are kept, now."),
     "status": Entry("jobrunner.cli.status", "status", "One screen: queues, workers, what is wrong."),
     "top": Entry("jobrunner.cli.top.command", "top", "Live: queues, throughput, and what runs, waits or failed."),
     "doctor": Entry("jobrunner.cli.doctor", "doctor", "Find out what keeps jobs from running; the crontab line."),

@@ -108,6 +108,24 @@ def workers(database: Database) -> list[Finding]:
     return wrong or [Finding("workers", "ok", f"{alive} {'worker is' if alive == 1 else 'workers are'} alive, nothing is unserved")]
 
 
+def history(database: Database) -> list[Finding]:
+    """Whether what is too old could be archived and removed."""
+    from psycopg.errors import InsufficientPrivilege
+
+    from jobrunner.history.days import problems
+
+    try:
+        with database.store() as store:
+            found = problems(store.connection)
+    except InsufficientPrivilege:
+        text = "this login may not see whether old history could be removed"
+        return [Finding("retention", "note", text, "GRANT SELECT ON jobrunner.retention_days TO …")]
+    return [
+        Finding("retention", "bad", f"old rows of {part} stay: {problem} ({iso(at)})", "mend that, then: jobrunner prune")
+        for part, problem, at in found
+    ]
+
+
 def environment(crontab: Crontab, dsn: Dsn) -> list[Finding]:
     """Where cron would find the database's address, and who else can read it there."""
     from jobrunner.cli.crontab import needs_environment

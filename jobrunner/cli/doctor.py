@@ -49,7 +49,7 @@ def doctor(names: Queues | None, *, cron: bool, every: timedelta | None, pool: s
         crontab = _crontab(sight, names, every, pool, env_file)
         findings = [*sight.findings, *_about_cron(sight, crontab, every)]
     else:
-        findings = [*sight.findings, *(checkups.workers(sight.database) if sight.database else [])]
+        findings = [*sight.findings, *([*checkups.workers(sight.database), *checkups.history(sight.database)] if sight.database else [])]
     wrong = any(finding.state == "bad" for finding in findings)
     if shared().json:
         document = {

@@ -72,6 +72,9 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
     Raises:
         CommandError, ConfigurationError: they contradict each other, or make no sense.
     """
+    from jobrunner import keeping
+    from jobrunner.history import archive
+    from jobrunner.maintenance.history import HistoryPruner
     from jobrunner.maintenance.pruner import Keep, Pruner
     from jobrunner.maintenance.rollups import Settler
     from jobrunner.settings import DEFAULT_QUEUE
@@ -79,6 +82,7 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
 
     if engine["slots"] and engine["threads"]:
         raise CommandError(Code.USAGE, "--concurrency is for processes, --threads for threads of one process: give one of them")
+    keeping.from_environ()  # refused here, before anything is taken; the process that imports the app brings it to the database
     return WorkerOptions(
         dsn=dsn,
         app=app_spec(),
@@ -93,7 +97,7 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
         lease=engine["lease"],
         poll=engine["poll"],
         listen=not engine["no_listen"],
-        chores=(Pruner(Keep.from_environ()), Settler()),
+        chores=(Pruner(Keep.from_environ()), HistoryPruner(archive.from_environ()), Settler()),
         code_of=code_of,
         **more,
     )

@@ -65,6 +65,7 @@ _CODES: dict[type[BaseException], Code] = {
     errors.DuplicateJob: Code.REFUSED,
     errors.JobFailed: Code.BAD,
     errors.JobCancelled: Code.BAD,
+    errors.ArchiveError: Code.BAD,
     errors.QueryTimeout: Code.BUSY,
     errors.LeaseLost: Code.BUG,
 }

@@ -70,8 +70,8 @@ class LazyGroup(_Globals, click.Group):
         self.entries = dict(entries or {})
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """A group alone shows its help, which is no error; click's own answer to that has changed between releases."""
-        if not args and not ctx.resilient_parsing:
+        """A group that does nothing alone shows its help, which is no error; click's own answer to that has changed between releases."""
+        if not args and not self.invoke_without_command and not ctx.resilient_parsing:
             click.echo(ctx.get_help(), color=ctx.color)
             ctx.exit()
         return super().parse_args(ctx, args)

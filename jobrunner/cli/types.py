@@ -85,8 +85,25 @@ class _Queues(click.ParamType):  # type: ignore[type-arg]  # generic only in new
         return tuple(found.items())
 
 
+class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic only in newer releases of click
+    """How long something is kept, as a tuple of one: None in it is forever, and no tuple is nothing given."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[timedelta | None]:
+        from jobrunner.keeping import keep_for
+
+        if isinstance(value, tuple):
+            return value
+        try:
+            return (keep_for(value),)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
 DURATION = _Duration()
 INSTANT = _Instant()
 JOB_ID = _JobId()
+KEEP = _Keep()
 QUEUES = _Queues()
 SIZE = _Size()

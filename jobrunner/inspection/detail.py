@@ -77,6 +77,8 @@ _ATTEMPTS = sa.text(
     "FROM jobrunner.v_attempts a LEFT JOIN jobrunner.workers w ON w.id = a.worker_id "
     "WHERE a.job_id = :id ORDER BY a.lease DESC, a.finished_at DESC LIMIT :most"
 )
+# NULL for who may not read the sequence.
+_WAS_GIVEN = sa.text("SELECT last_value >= :id FROM pg_sequences WHERE schemaname = 'jobrunner' AND sequencename = 'jobs_id_seq'")
 _WORKER = sa.text("SELECT name FROM jobrunner.workers WHERE id = :id")
 
 
@@ -100,7 +102,7 @@ def get_job(database: Database, job_id: int) -> JobDetail:
             query = sa.select(*_FINISHED).where(finished.c.id == job_id).order_by(finished.c.finished_at.desc()).limit(1)
             row = connection.execute(query).one_or_none()
         if row is None:
-            raise JobNotFound(job_id)
+            raise JobNotFound(job_id, was_given=bool(connection.scalar(_WAS_GIVEN, {"id": job_id})))
         attempts = connection.execute(_ATTEMPTS, {"id": job_id, "most": MAX_ATTEMPTS + 1}).all()
         worker = None if row.worker_id is None else connection.scalar(_WORKER, {"id": row.worker_id})
         return _detail(reader, row, attempts, worker)

@@ -7,9 +7,11 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import AppImportError
+from jobrunner.keeping import Rule
 from jobrunner.worker import wire
 from jobrunner.worker.children import KILL_AFTER
 from jobrunner.worker.log import logger
@@ -23,6 +25,7 @@ class Forking:
 
     Attributes:
         tasks: names of all tasks of the application; `coroutines` those that are `async def`, `captured` those with `capture_output`.
+        keep: what it says about how long finished jobs are kept, under the name of the application.
     """
 
     def __init__(self, app: str | None, dsn: str) -> None:
@@ -55,6 +58,11 @@ class Forking:
         self.tasks: Sequence[str] = message["tasks"]
         self.coroutines: Sequence[str] = message["coroutines"]
         self.captured: frozenset[str] = frozenset(message["captured"])
+        keep = message["keep"]
+        self.keep: tuple[str, list[Rule]] = (
+            keep["app"],
+            [Rule(task, state, None if seconds is None else timedelta(seconds=seconds)) for task, state, seconds in keep["rules"]],
+        )
 
     def say(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> bool:
         """Send one message; False when the template is gone. One datagram is atomic: any thread may call."""

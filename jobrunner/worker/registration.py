@@ -13,10 +13,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import InsufficientPrivilege
 
 from jobrunner import clock, migrate
 from jobrunner.connecting import connect, may_pass
 from jobrunner.errors import DatabaseUnreachable
+from jobrunner.history.rules import say_code
 from jobrunner.jobs import Leaving, Remains, WorkerCounts
 from jobrunner.store import Store
 from jobrunner.texts import cut, redacted, storable
@@ -26,6 +28,7 @@ from jobrunner.worker.log import logger
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from jobrunner.keeping import Rule
     from jobrunner.worker.options import WorkerOptions
 
 BUSY, LOST, FAILED = "busy", "lost", "error"
@@ -149,13 +152,18 @@ class Registration:
         )
         self.heartbeat.start()
 
-    def announce(self, tasks: Sequence[str]) -> bool:
-        """Say which tasks run here, once the application is imported. False when the lease was lost meanwhile.
+    def announce(self, tasks: Sequence[str], keep: tuple[str, Sequence[Rule]]) -> bool:
+        """Say which tasks run here, and how long the application keeps their jobs, once it is imported. False when the lease was lost.
 
         Raises:
             DatabaseUnreachable, psycopg.Error: it is not known.
         """
         with connect(self.options.dsn, application_name="jobrunner-worker") as connection:
+            try:
+                say_code(connection, *keep)
+            except InsufficientPrivilege:
+                if keep[1]:
+                    logger.warning("this login may not write into jobrunner.retention: what the code says of keeping jobs has no effect")
             return Store(connection).set_tasks(self.worker_id, list(tasks))
 
     def close(self, departure: Departure, error: BaseException | None = None) -> Departure:

@@ -111,7 +111,7 @@ class Supervisor:
         self._extend_lease(self.heartbeat.ends)
         for claimer, lane in zip(self._claimers, self.pool.lanes, strict=True):
             claimer.tasks = self.pool.tasks_of(lane)
-        if not self.registration.announce(self.pool.forking.tasks):
+        if not self.registration.announce(self.pool.forking.tasks, self.pool.forking.keep):
             logger.error("lease lost while the app was imported", extra={"worker_id": self.worker_id})
             return self._register_again()
         self._say_started()

@@ -193,17 +193,25 @@ def main() -> None:
     try:
         dsn = wire.receive_message(control)[0]["dsn"]  # not on the command line, where everybody could read the password
         jobs = _import_app(options.app, dsn)
+        keep = _keep(jobs)
     except BaseException as error:  # noqa: BLE001  an app can raise anything at import, SystemExit too: the worker reports it
         wire.send_message(control, {"event": "failed", **_explain(error)})
         raise SystemExit(1) from None
     limits.adopt_orphans()
     coroutines = sorted(name for name, task in jobs.registry.items() if task.is_async)
     captured = sorted(name for name, task in jobs.registry.items() if task.running.capture_output)
-    wire.send_message(control, {"event": "ready", "tasks": sorted(jobs.registry.names()), "coroutines": coroutines, "captured": captured})
+    ready = {"event": "ready", "tasks": sorted(jobs.registry.names()), "coroutines": coroutines, "captured": captured, "keep": keep}
+    wire.send_message(control, ready)
     # What was imported stays: a collection in a child would touch, and so copy, every page of it.
     gc.collect()
     gc.freeze()
     Template(jobs, control).run()
+
+
+def _keep(jobs: JobRunner) -> dict[str, Any]:
+    """What the application says about how long finished jobs are kept; seconds, None is forever."""
+    rules = [(rule.task, rule.state, None if rule.keep is None else rule.keep.total_seconds()) for rule in jobs.retention_rules()]
+    return {"app": jobs.rules_name, "rules": rules}
 
 
 def _explain(error: BaseException) -> dict[str, Any]:

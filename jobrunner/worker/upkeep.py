@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 PARTITIONS = 3600.0  # seconds between looks at partitions
 PARTITIONS_AGAIN = 60.0  # seconds after a look that met a lock
 DAYS_AHEAD = 7
-CHORES = 300.0  # seconds between the other steps; each is bounded, so this is also how fast a backlog of them goes away
+CHORES = 300.0  # seconds between the other steps; each is bounded
+CHORES_AGAIN = 10.0  # seconds until the next when one of them says that there is more: a backlog goes away, and jobs run meanwhile
 
 
 class Upkeep:
@@ -47,12 +48,13 @@ class Upkeep:
             self._make_partitions(store, now)
         if now >= self._chores_at:
             self._chores_at = now + CHORES
-            self.finish(store)
+            if self.finish(store):
+                self._chores_at = now + CHORES_AGAIN
 
-    def finish(self, store: Store) -> None:
-        """Take the other steps now: the worker is about to leave."""
-        for chore in self._chores:
-            chore(store)
+    def finish(self, store: Store) -> bool:
+        """Take the other steps now, also because the worker is about to leave. Returns whether one of them has more to do."""
+        said = [chore(store) for chore in self._chores]
+        return any(getattr(each, "more", False) for each in said)
 
     def _make_partitions(self, store: Store, now: float) -> None:
         try:

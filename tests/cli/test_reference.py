@@ -87,6 +87,8 @@ def test_only_the_demo_may_be_missing():
         ("jobrunner top", "test_top", ["TOP_KEYS", "THROUGHPUT_KEYS", "ERROR_KEYS"]),
         ("jobrunner workers list", "test_workers", ["WORKER_KEYS"]),
         ("jobrunner workers runs", "test_workers", ["RUN_KEYS"]),
+        ("jobrunner retention", "test_retention", ["RETENTION_KEYS", "RULE_KEYS", "TABLE_KEYS", "DUE_KEYS"]),
+        ("jobrunner prune", "test_retention", ["PRUNED_KEYS", "PLANNED_KEYS"]),
         ("jobrunner doctor", "test_doctor", ["DOCTOR_KEYS", "FINDING_KEYS"]),
         ("jobrunner db current", "test_db", ["VERSION_KEYS"]),
         ("jobrunner db status", "test_db", ["CLUSTER_KEYS"]),

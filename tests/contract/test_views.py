@@ -39,6 +39,7 @@ COLUMNS = {
         cpu_ms numeric, run_histogram bigint[], wait_histogram bigint[]""",
     "v_throughput_hourly": """hour timestamptz, queue text, task text, outcome text, ended_count bigint, run_ms numeric, wait_ms numeric,
         cpu_ms numeric, run_histogram bigint[], wait_histogram bigint[]""",
+    "v_retention": """task text, state text, keep interval, origin text, app text, changed_at timestamptz, changed_by text, rank integer""",
     "v_logs": """job_id bigint, lease bigint, attempt smallint, line integer, logged_at timestamptz, level text, logger text,
         message text""",
 }
@@ -109,7 +110,7 @@ def test_words_of_the_page_are_those_of_the_schema(connection):
     """Every state, outcome and kind that the schema allows is explained on the page."""
     allowed = connection.execute(
         "SELECT conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint"
-        " WHERE conname IN ('job_history_state', 'job_attempts_outcome', 'workers_kind')"
+        " WHERE conname IN ('job_history_state', 'job_attempts_outcome', 'workers_kind', 'retention_origin')"
     ).fetchall()
     words = {word for _, definition in allowed for word in re.findall(r"'(\w+)'::text", definition)}
     assert words > {"succeeded", "crashed", "cron"}
@@ -273,6 +274,16 @@ def test_a_run_of_a_worker(rows, look):
     assert found["run_ms"] == 3_600_000
     assert {name: found[name] for name in given} == given
     assert (found["name"], found["host"], found["kind"], found["version"]) == ("w", "web-1", "cron", "0.1.0")
+
+
+def test_rules_of_retention(look, connection):
+    """Defaults are rows as well; a rule shows who wrote it, and the more specific one has the higher rank."""
+    default = look("v_retention", "state = 'failed'")
+    assert (default["task"], default["keep"], default["origin"], default["rank"]) == ("*", timedelta(days=180), "default", 0)
+    for task, state, rank in (("mail.*", "failed", 4), ("mail.*", "*", 3), ("*", "failed", 2), ("*", "*", 1)):
+        connection.execute("INSERT INTO jobrunner.retention (task, state, keep) VALUES (%s, %s, %s)", (task, state, None))
+        found = look("v_retention", "task = %s AND state = %s AND origin = 'operator'", task, state)
+        assert (found["keep"], found["app"], found["rank"], found["changed_by"]) == (None, "", rank, connection.info.user)
 
 
 @pytest.mark.parametrize(

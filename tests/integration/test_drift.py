@@ -76,6 +76,12 @@ FOR EACH STATEMENT EXECUTE FUNCTION count_history(), expected {TRIGGER}""",
     "DROP TABLE jobrunner.worker_runs CASCADE": """
         table worker_runs is missing
         view v_worker_runs is missing""",
+    "DROP TABLE jobrunner.retention CASCADE": """
+        table retention is missing
+        view v_retention is missing""",
+    "DROP FUNCTION jobrunner.keep_of": "function keep_of(text, text) is missing",
+    "CREATE TABLE jobrunner.job_history_20260101_kept (id int)": "",  # what retention copies of a day
+    "CREATE TABLE jobrunner.job_history_2026_kept (id int)": "table job_history_2026_kept is not one of ours",
     "DROP INDEX jobrunner.workers_pool_slot": "index workers_pool_slot of workers is missing",
     "CREATE TABLE jobrunner.mine (id int PRIMARY KEY, other int UNIQUE)": "table mine is not one of ours",
     "DROP TABLE jobrunner.job_history_default": """
