@@ -58,15 +58,15 @@ def general() -> Sight:
 
     try:
         with connect(dsn) as connection:
-            version = connection.info.server_version // 10_000
+            version, user = connection.info.server_version // 10_000, connection.info.user
     except errors.JobrunnerError as error:
         return Sight([_bad("database", error), about_app], dsn, None, app)
     answers = Finding("database", "ok", f"{dsn.target} answers: PostgreSQL {version}, found in {dsn.origin}")
-    about_schema = _schema(dsn)
+    about_schema = _schema(dsn, user)
     return Sight([answers, about_schema, about_app], dsn, Database(dsn, pool_size=1), app, about_schema.state == "ok")
 
 
-def _schema(dsn: Dsn) -> Finding:
+def _schema(dsn: Dsn, user: str) -> Finding:
     from sqlalchemy.exc import SQLAlchemyError
 
     from jobrunner import migrate
@@ -75,7 +75,7 @@ def _schema(dsn: Dsn) -> Finding:
         found = migrate.check(dsn.url)
     except errors.JobrunnerError as error:
         if type(error) is errors.SchemaError:  # a missing right; its subclasses are about the schema itself
-            return Finding("schema", "note", f"could not look at the schema: {error}", _granting(dsn, error.hint), {"unseen": str(error)})
+            return Finding("schema", "note", f"could not look at the schema: {error}", _granting(user, error.hint), {"unseen": str(error)})
         return _bad("schema", error)
     except SQLAlchemyError as error:  # locked by a migration, or the server went away
         reason = redacted(str(getattr(error, "orig", error)).splitlines()[0])
@@ -83,14 +83,11 @@ def _schema(dsn: Dsn) -> Finding:
     return Finding("schema", "ok", f"the schema is at {found.current}, as this program needs it", data={"revision": found.current})
 
 
-def _granting(dsn: Dsn, hint: str) -> str:
-    """The statements of a hint, for the role of this address."""
-    from psycopg.conninfo import conninfo_to_dict
-
+def _granting(user: str, hint: str) -> str:
+    """The statements of a hint, for this role."""
     from jobrunner.doctor.findings import role
 
-    user = conninfo_to_dict(dsn.url).get("user")
-    return hint.replace("that_user", role(str(user)) if user else "CURRENT_USER").replace("; ", ";\n") + ";"
+    return hint.replace("that_user", role(user)).replace("; ", ";\n") + ";"
 
 
 def _app() -> tuple[AppFacts | None, Finding]:

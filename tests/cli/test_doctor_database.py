@@ -46,6 +46,13 @@ def test_nothing_is_wrong(healthy):
         assert worker.stop() == 0
 
 
+def test_only_the_set_up(healthy):
+    """With --setup nothing is asked of the database but the schema's version: nobody alive is no finding then."""
+    findings = found(healthy("doctor", "--setup", "--json"))
+    assert findings.keys() == {"database", "schema", "app"}
+    assert healthy("doctor", "--setup").lines()[0] == GROUPS["setup"]
+
+
 def test_findings_can_be_read_on_a_narrow_terminal(program):
     """Sentences are broken at 80 columns, commands never; each bad finding is followed by what mends it; exit 1."""
     insert(program.dsn, "divide", 3, queue="nobody", args="jsonb_build_object('secret', 'hunter2-and-more')")
