@@ -5,7 +5,6 @@ It must not know what a check looks at. A check that cannot look is a note that 
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,7 +34,6 @@ WHERE l.mode = 'AccessExclusiveLock' AND l.granted AND l.database = (SELECT oid 
 ORDER BY l.pid LIMIT 1
 """)
 _USER = sa.text("SELECT current_user")
-_OF_TABLES = re.compile(r"permission denied for (table|view|schema|sequence|relation)")
 
 GROUPS = {
     "setup": "Set-up",
@@ -137,7 +135,8 @@ def _held_up(check: Check, error: JobrunnerError, database: Database) -> Finding
     pid = _ask(database, _HOLDER, {"schema": SCHEMA})
     if pid is None:
         return _unseen(check, str(error), "jobrunner doctor")
-    return _unseen(check, f"{error}; session {pid} holds a table of ours for itself alone", f"select pg_terminate_backend({pid});")
+    reason = f"{error}; session {pid} holds a table of ours for itself alone: let it end if it is a migration, else end it"
+    return _unseen(check, reason, f"select pg_terminate_backend({pid});")
 
 
 def _refused(check: Check, error: BaseException, database: Database) -> Finding:
@@ -145,7 +144,7 @@ def _refused(check: Check, error: BaseException, database: Database) -> Finding:
     if not isinstance(error, pg.InsufficientPrivilege):
         return _unseen(check, reason, "")
     user = role(_ask(database, _USER) or "that_user")
-    if _OF_TABLES.search(reason):
+    if check.ours:
         return _unseen(
             check, reason, f"GRANT USAGE ON SCHEMA {SCHEMA} TO {user};\nGRANT SELECT ON ALL TABLES IN SCHEMA {SCHEMA} TO {user};"
         )

@@ -61,7 +61,7 @@ def look(given: Look) -> Iterator[Finding]:
     if not sees_all:
         text = f"only snapshots of sessions of {user!r} itself can be seen; those of others are hidden from it"
         yield Finding("snapshots_hidden", "note", text, f"GRANT pg_monitor TO {role(user)};", {"user": user})
-    if not found:
+    elif not found:
         text = f"nobody holds a snapshot for longer than {ago(given.limits.snapshot_note)}; jobrunner.jobs has {several(dead, 'dead row')}"
         found = [Finding("snapshots", "ok", text, data={"dead_rows": dead})]
     yield from found
