@@ -65,13 +65,13 @@ def test_a_young_snapshot_is_nobodys_fault(fresh_dsn):
         assert examined(fresh_dsn).one("snapshots").state == "ok"
 
 
-def test_a_session_that_holds_next_to_nothing(fresh_dsn):
+def test_a_session_that_holds_next_to_nothing(own):
     """One that is old by its begin and takes a new snapshot with each statement is no finding, until transactions pass under one."""
-    limits = Limits(snapshot_bad=timedelta(0), back_least=3)
-    with holding(fresh_dsn):
-        assert examined(fresh_dsn, limits).one("snapshots").state == "ok"
-        advance(fresh_dsn)
-        assert examined(fresh_dsn, limits).one("snapshot_session").state == "bad"
+    limits = Limits(snapshot_bad=timedelta(0))
+    with holding(own.dsn()):
+        assert examined(own.dsn(), limits).one("snapshots").state == "ok"
+        advance(own.dsn(), limits.back_least)
+        assert examined(own.dsn(), limits).one("snapshot_session").state == "bad"
 
 
 def test_a_transaction_that_has_written_and_waits(fresh_dsn):
