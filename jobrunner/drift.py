@@ -7,20 +7,21 @@ catalog functions like the real ones, and rolled back. So both sides are spelled
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy.exc import DBAPIError
 
-from jobrunner import schema
+from jobrunner import mending, schema
 from jobrunner.settings import SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Callable, Iterator, Mapping
 
 _LOCK_TIMEOUT = "5s"  # a DDL statement of somebody else that holds a table longer makes the comparison fail, not hang
+
+What = Literal["missing", "foreign", "changed", "invalid", "no_default"]
 
 # Of each namespace. Partitions are left out: ensure_partitions makes them like their parent. So is what retention copies of a day
 # into a table that is about to take its place.
@@ -82,7 +83,6 @@ ORDER BY 1
 _SETTINGS = (
     # Unqualified names are found in pg_temp, nothing of the user's in between; a role may set timeouts that are too short.
     "SET LOCAL search_path TO pg_catalog",
-    "SET LOCAL statement_timeout = 0",
     f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'",
     # A function that mentions a missing table is compared by its text; the table is reported by itself.
     "SET LOCAL check_function_bodies = off",
@@ -106,19 +106,42 @@ class Expected:
     foreign: frozenset[str]
 
 
-def differences(connection: sa.Connection, expected: Expected) -> list[str]:
-    """One sentence for each difference, tables first; empty when there is none. Rolls the connection's transaction back.
+class Difference(NamedTuple):
+    """One thing that is not as it should be.
+
+    Attributes:
+        kind: `table`, `column`, `constraint`, `index`, `view`, `function` or `schema`.
+        name: of it.
+        table: whose part it is; empty for what is none.
+        what: `foreign` is there and is not ours.
+        text: a sentence.
+        fix: the SQL that puts it right, a statement or more; or, without a semicolon at its end, what to do.
+    """
+
+    kind: str
+    name: str
+    table: str
+    what: What
+    text: str
+    fix: str
+
+
+def differences(connection: sa.Connection, expected: Expected, timeout_ms: int = 0) -> list[Difference]:
+    """The differences, tables first; empty when there is none. Rolls the connection's transaction back.
+
+    Args:
+        timeout_ms: milliseconds after which the server breaks a statement off; 0: never.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the user may not make temporary tables in this database, or the server is read-only.
+        sqlalchemy.exc.DBAPIError: the user may not make temporary tables in this database, the server is read-only, or took too long.
     """
     try:
-        for setting in _SETTINGS:
+        for setting in (*_SETTINGS, f"SET LOCAL statement_timeout = {timeout_ms:d}"):
             connection.exec_driver_sql(setting)
         _make(connection, expected)
         real = connection.scalar(sa.text("SELECT to_regnamespace(:name)::oid"), {"name": SCHEMA})
         if real is None:
-            return [f"schema {SCHEMA} is missing"]
+            return [Difference("schema", SCHEMA, "", "missing", f"schema {SCHEMA} is missing", "jobrunner db upgrade")]
         wanted = connection.scalar(sa.text("SELECT pg_my_temp_schema()::oid"))
         return list(_compare(_Sides(connection, wanted, real), expected))
     finally:
@@ -163,39 +186,69 @@ class _Sides:
         return list(self._connection.scalars(sa.text(query), {"namespace": self._namespaces[1]}))
 
 
-def _compare(sides: _Sides, expected: Expected) -> Iterator[str]:
+def _compare(sides: _Sides, expected: Expected) -> Iterator[Difference]:
     wanted, found = ([(name, kind) for name, kind in side if name not in expected.foreign] for side in sides.read(_RELATIONS))
-    yield from _presence("table", *({name for name, kind in side if kind == "table"} for side in (wanted, found)))
-    yield from _parts(sides, {name for name, kind in wanted if kind == "table"} & {name for name, _ in found})
+    ours, theirs = ({name: "" for name, kind in side if kind == "table"} for side in (wanted, found))
+    yield from _presence("table", ours, theirs, mending.table)
+    parts = list(_parts(sides, ours.keys() & {name for name, _ in found}))
+    yield from parts
+    strange = {each.name: each for each in parts if (each.kind, each.what) == ("index", "foreign")}
     for name in sides.names(_INVALID_INDEXES):
-        yield f"index {name} is invalid, its build was broken off; to mend it: REINDEX INDEX CONCURRENTLY {SCHEMA}.{name}"
+        text = f"index {name} is invalid, its build was broken off"
+        if name in strange:
+            yield Difference("index", name, strange[name].table, "invalid", text, strange[name].fix)
+        else:
+            text = f"{text}; to mend it: REINDEX INDEX CONCURRENTLY {SCHEMA}.{name}"
+            yield Difference("index", name, "", "invalid", text, mending.invalid(name))
     for name in sides.names(_WITHOUT_DEFAULT):
-        yield f"table {name} has no default partition, so an insert for a day without a partition fails"
-    yield from _presence("view", expected.views.keys(), {name for name, kind in found if kind == "view"})
+        text = f"table {name} has no default partition, so an insert for a day without a partition fails"
+        yield Difference("table", name, "", "no_default", text, mending.default_partition(name))
+
+    def view(name: str) -> str:
+        return mending.view(name, expected.views)
+
+    def function(name: str) -> str:
+        return mending.function(name, expected.functions)
+
+    yield from _presence("view", expected.views, {name: "" for name, kind in found if kind == "view"}, view)
     made, real = (dict(side) for side in sides.read(_VIEWS))
-    yield from _redefined("view", dict.fromkeys(expected.views, "") | made, real)
+    yield from _redefined("view", dict.fromkeys(expected.views, "") | made, real, view)
     made, real = (dict(side) for side in sides.read(_FUNCTIONS))
-    yield from _presence("function", made.keys(), real.keys())
-    yield from _redefined("function", made, real)
+    yield from _presence("function", made, real, function)
+    yield from _redefined("function", made, real, function)
 
 
-def _parts(sides: _Sides, tables: set[str]) -> Iterator[str]:
+def _parts(sides: _Sides, tables: set[str]) -> Iterator[Difference]:
     """Columns, constraints, indexes and triggers of the tables that are there."""
     for kind, query in _PARTS_OF_TABLES:
         made, real = ({f"{name} of {table}": facts for table, name, *facts in side if table in tables} for side in sides.read(query))
-        yield from _presence(kind, made.keys(), real.keys())
+
+        def fix(label: str, kind: str = kind, made: Mapping[str, Any] = made, real: Mapping[str, Any] = real) -> str:
+            return mending.part(kind, *_named(label), made[label], real.get(label))
+
+        yield from _presence(kind, made, real, fix)
         for name in sorted(made.keys() & real.keys()):
             for is_, should in zip(real[name], made[name], strict=True):
                 if is_ != should:
-                    yield f"{kind} {name} was changed: it is {is_}, expected {should}"
+                    text = f"{kind} {name} was changed: it is {is_}, expected {should}"
+                    yield Difference(kind, *_named(name), "changed", text, fix(name))
 
 
-def _redefined(kind: str, made: Mapping[str, Any], real: Mapping[str, Any]) -> Iterator[str]:
+def _redefined(kind: str, made: Mapping[str, Any], real: Mapping[str, Any], fix: Callable[[str], str]) -> Iterator[Difference]:
     for name in sorted(made.keys() & real.keys()):
         if made[name] != real[name]:
-            yield f"{kind} {name} was changed: its definition is not the expected one"
+            text = f"{kind} {name} was changed: its definition is not the expected one"
+            yield Difference(kind, name, "", "changed", text, fix(name))
 
 
-def _presence(kind: str, expected: AbstractSet[str], real: AbstractSet[str]) -> Iterator[str]:
-    yield from (f"{kind} {name} is missing" for name in sorted(expected - real))
-    yield from (f"{kind} {name} is not one of ours" for name in sorted(real - expected))
+def _presence(kind: str, expected: Mapping[str, Any], real: Mapping[str, Any], fix: Callable[[str], str]) -> Iterator[Difference]:
+    for label in sorted(expected.keys() - real.keys()):
+        yield Difference(kind, *_named(label), "missing", f"{kind} {label} is missing", fix(label))
+    for label in sorted(real.keys() - expected.keys()):
+        yield Difference(kind, *_named(label), "foreign", f"{kind} {label} is not one of ours", mending.foreign(kind, *_named(label)))
+
+
+def _named(label: str) -> tuple[str, str]:
+    """The name, and the table whose part it is."""
+    name, _, table = label.partition(" of ")
+    return name, table

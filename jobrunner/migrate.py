@@ -22,7 +22,8 @@ from psycopg.errors import DeadlockDetected, InsufficientPrivilege, LockNotAvail
 from sqlalchemy.exc import DBAPIError
 
 from jobrunner import schema
-from jobrunner.drift import Expected, differences
+from jobrunner.drift import Expected
+from jobrunner.drift import differences as compare
 from jobrunner.errors import ConfigurationError, SchemaError, SchemaMissing, SchemaOutdated, SchemaTooNew
 from jobrunner.settings import SCHEMA, describe_target, parse_dsn
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from alembic.config import Config
+
+    from jobrunner.drift import Difference
 
 logger = logging.getLogger(__name__)
 
@@ -206,10 +209,18 @@ def as_sql(start: str = "base", end: str = "head") -> str:
 
 
 def drift(dsn: str) -> list[str]:
-    """Differences between the database and what this program expects, one sentence each; empty when there are none.
+    """The sentences of `differences`."""
+    return [each.text for each in differences(dsn)]
+
+
+def differences(dsn: str, *, timeout_ms: int = 0) -> list[Difference]:
+    """Differences between the database and what this program expects, each with what puts it right; empty when there are none.
 
     Makes the expected tables, views, functions and triggers in the session's temporary schema and rolls back: takes no lock on a table
     of ours that a running job would notice.
+
+    Args:
+        timeout_ms: milliseconds after which the server breaks a statement off; 0: never.
 
     Raises:
         SchemaError: the server is read-only, or the user may not make temporary tables.
@@ -226,7 +237,7 @@ def drift(dsn: str) -> list[str]:
         triggers |= getattr(step.module, "TRIGGERS", {})
     expected = Expected(_present(views), _present(functions), _present(triggers), frozenset({_VERSION_TABLE}))
     with _engine(dsn) as engine, _explained(dsn, _MAY_COMPARE), engine.connect() as connection:
-        return differences(connection, expected)
+        return compare(connection, expected, timeout_ms)
 
 
 def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:

@@ -1,4 +1,4 @@
-"""Owns what `jobrunner doctor` looks at: one finding for each thing, with the command that mends it.
+"""Owns what `jobrunner doctor` looks at on this host: the address, the app, cron. `jobrunner.doctor` looks at the database.
 
 It must not mend anything itself, nor stop at the first thing that is wrong.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jobrunner import errors
 from jobrunner.cli import failures
 from jobrunner.cli.output import duration, iso
 from jobrunner.cli.target import ask_app, find_database
+from jobrunner.doctor import Finding
+from jobrunner.texts import redacted
 
 if TYPE_CHECKING:
     from jobrunner.cli.crontab import Crontab
@@ -30,29 +32,18 @@ _OTHERS = 0o077  # bits of a file's mode for everybody but the owner
 _CRONS = frozenset({"cron", "crond", "anacron", "fcron", "dcron", "busybox"})
 
 
-class Finding(NamedTuple):
-    """What was looked at, and what was found.
+class Sight(NamedTuple):
+    """What the general checks have found; None for what could not be had.
 
     Attributes:
-        code: for programs.
-        state: `ok`; `note` for what one should know; `bad` for what keeps jobs from running.
-        text: a sentence.
-        fix: the command that mends it, or how to; empty when there is nothing to mend.
+        schema_fits: its tables can be read by this program.
     """
-
-    code: str
-    state: Literal["ok", "note", "bad"]
-    text: str
-    fix: str = ""
-
-
-class Sight(NamedTuple):
-    """What the general checks have found; None for what could not be had."""
 
     findings: list[Finding]
     dsn: Dsn | None
     database: Database | None
     app: AppFacts | None
+    schema_fits: bool = False
 
 
 def general() -> Sight:
@@ -67,23 +58,36 @@ def general() -> Sight:
 
     try:
         with connect(dsn) as connection:
-            version = connection.info.server_version // 10_000
+            version, user = connection.info.server_version // 10_000, connection.info.user
     except errors.JobrunnerError as error:
         return Sight([_bad("database", error), about_app], dsn, None, app)
     answers = Finding("database", "ok", f"{dsn.target} answers: PostgreSQL {version}, found in {dsn.origin}")
-    about_schema = _schema(dsn)
-    database = Database(dsn, pool_size=1) if about_schema.state == "ok" else None
-    return Sight([answers, about_schema, about_app], dsn, database, app)
+    about_schema = _schema(dsn, user)
+    return Sight([answers, about_schema, about_app], dsn, Database(dsn, pool_size=1), app, about_schema.state == "ok")
 
 
-def _schema(dsn: Dsn) -> Finding:
+def _schema(dsn: Dsn, user: str) -> Finding:
+    from sqlalchemy.exc import SQLAlchemyError
+
     from jobrunner import migrate
 
     try:
         found = migrate.check(dsn.url)
     except errors.JobrunnerError as error:
+        if type(error) is errors.SchemaError:  # a missing right; its subclasses are about the schema itself
+            return Finding("schema", "note", f"could not look at the schema: {error}", _granting(user, error.hint), {"unseen": str(error)})
         return _bad("schema", error)
-    return Finding("schema", "ok", f"the schema is at {found.current}, as this program needs it")
+    except SQLAlchemyError as error:  # locked by a migration, or the server went away
+        reason = redacted(str(getattr(error, "orig", error)).splitlines()[0])
+        return Finding("schema", "note", f"could not look at the schema's version: {reason}", "jobrunner db current", {"unseen": reason})
+    return Finding("schema", "ok", f"the schema is at {found.current}, as this program needs it", data={"revision": found.current})
+
+
+def _granting(user: str, hint: str) -> str:
+    """The statements of a hint, for this role."""
+    from jobrunner.doctor.findings import role
+
+    return hint.replace("that_user", role(user)).replace("; ", ";\n") + ";"
 
 
 def _app() -> tuple[AppFacts | None, Finding]:
@@ -96,34 +100,6 @@ def _app() -> tuple[AppFacts | None, Finding]:
         return None, Finding("app", "bad", text, "jobrunner --app module:app …, or cd to where app.py is")
     queues = f"its tasks' queues are {', '.join(app.queues)}" if app.queues else "it registers no task: nothing can run"
     return app, Finding("app", "ok" if app.queues else "bad", f"the app can be imported; {queues}")
-
-
-def workers(database: Database) -> list[Finding]:
-    """Whether anybody works, and on everything that waits."""
-    from jobrunner import inspection
-
-    found = inspection.status(database)
-    wrong = [Finding(problem.code, "bad", problem.text, problem.hint) for problem in found.problems]
-    alive = found.pulse.workers_alive
-    return wrong or [Finding("workers", "ok", f"{alive} {'worker is' if alive == 1 else 'workers are'} alive, nothing is unserved")]
-
-
-def history(database: Database) -> list[Finding]:
-    """Whether what is too old could be archived and removed."""
-    from psycopg.errors import InsufficientPrivilege
-
-    from jobrunner.history.days import problems
-
-    try:
-        with database.store() as store:
-            found = problems(store.connection)
-    except InsufficientPrivilege:
-        text = "this login may not see whether old history could be removed"
-        return [Finding("retention", "note", text, "GRANT SELECT ON jobrunner.retention_days TO …")]
-    return [
-        Finding("retention", "bad", f"old rows of {part} stay: {problem} ({iso(at)})", "mend that, then: jobrunner prune")
-        for part, problem, at in found
-    ]
 
 
 def environment(crontab: Crontab, dsn: Dsn) -> list[Finding]:

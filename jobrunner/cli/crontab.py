@@ -77,12 +77,12 @@ class Crontab:
         return [*pool, *(["--for", f"{stay.total_seconds():.0f}s"] if self.every == _MINUTE else [])]
 
     def try_out(self) -> dict[str, Any] | str:
-        """Run `doctor --json` as cron would run the line. Returns its document, or what was said instead of one."""
+        """Run `doctor --setup --json` as cron would run the line. Returns its document, or what was said instead of one."""
         user = pwd.getpwuid(os.geteuid())
         bare = {"HOME": user.pw_dir, "LOGNAME": user.pw_name, "SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"}
         try:
             done = subprocess.run(
-                ["/bin/sh", "-c", self.command(["doctor", "--json"])],
+                ["/bin/sh", "-c", self.command(["doctor", "--setup", "--json"])],
                 env=bare, cwd=user.pw_dir if Path(user.pw_dir).is_dir() else "/", stdin=subprocess.DEVNULL, capture_output=True, text=True,
                 errors="backslashreplace", timeout=TRY_SECONDS, check=False,
             )  # fmt: skip

@@ -112,7 +112,7 @@ LEFT JOIN parts p ON p.parent = t.parent LEFT JOIN pg_class c ON c.oid = p.part_
 GROUP BY t.parent ORDER BY t.parent DESC
 """  # noqa: S608  constants of this module
 
-_PROBLEMS = "SELECT part, problem, problem_at FROM jobrunner.retention_days WHERE problem IS NOT NULL ORDER BY part"
+PROBLEMS = "SELECT part, problem, problem_at FROM jobrunner.retention_days WHERE problem IS NOT NULL ORDER BY part"
 
 # Which groups of rows of a day go: few groups, so that the rule is looked for once for each and not once for each row.
 _DUE = {
@@ -141,7 +141,7 @@ def weights(connection: Connection[Any]) -> list[Weight]:
 
 def problems(connection: Connection[Any]) -> list[tuple[str, str, datetime]]:
     """What kept rows from being removed: partition, in words, since when it was last seen."""
-    return connection.execute(_PROBLEMS).fetchall()
+    return connection.execute(PROBLEMS).fetchall()
 
 
 def kind_of(parent: str) -> sql.SQL:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import pwd
-import socket
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
@@ -18,7 +12,7 @@ import sqlalchemy as sa
 
 from jobrunner import JobFailed, JobRunner, migrate
 from jobrunner.waiters import watcher_of
-from tests.support import effects
+from tests.support import effects, poolers
 from tests.support.cli import APP, Program
 from tests.support.revisions import start_upgrade
 from tests.support.waiting import wait_until
@@ -30,43 +24,8 @@ PATIENCE = 120  # seconds for results on a machine that does much else
 @pytest.fixture
 def pooled(fresh_dsn, tmp_path):
     """The address of a PgBouncer before `fresh_dsn`, with two server connections for all."""
-    parts = urlsplit(fresh_dsn)
-    known = {key: values[0] for key, values in parse_qs(parts.query).items()}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    users = tmp_path / "users.txt"
-    users.write_text(f'"{parts.username}" ""\n')
-    config = tmp_path / "pgbouncer.ini"
-    config.write_text(
-        f"[databases]\npooled = host={known['host']} port={known['port']} dbname={parts.path[1:]} user={parts.username}\n"
-        f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\nunix_socket_dir=\nauth_type=any\nauth_file={users}\n"
-        "pool_mode=transaction\ndefault_pool_size=2\nmin_pool_size=2\nmax_client_conn=100\n"
-    )
-    options: dict[str, Any] = {}
-    if os.geteuid() == 0:  # it refuses to be root; the owner of the server's socket may pass
-        owner = pwd.getpwuid(Path(known["host"]).stat().st_uid)
-        for directory in (tmp_path, *tmp_path.parents):
-            if directory.stat().st_uid == 0 and directory.stat().st_mode & 0o055 != 0o055:
-                directory.chmod(directory.stat().st_mode | 0o055)
-        options = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
-    dsn = f"postgresql://{parts.username}@127.0.0.1:{port}/pooled"
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(["pgbouncer", str(config)], stdout=log, stderr=log, **options)
-    try:
-        wait_until(lambda: _answers(dsn), timeout=10, what=f"PgBouncer to answer: {(tmp_path / 'log').read_text()}")
-        yield dsn
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _answers(dsn):
-    try:
-        psycopg.connect(dsn, prepare_threshold=None).close()
-    except psycopg.OperationalError:
-        return False
-    return True
+    with poolers.pgbouncer(fresh_dsn, tmp_path) as address:
+        yield address
 
 
 @pytest.mark.needs("pgbouncer")
