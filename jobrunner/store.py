@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import psycopg
 import sqlalchemy as sa
@@ -258,17 +258,9 @@ class Store:
 
     # -- forgetting
 
-    def prune_workers(self, keep: timedelta, most: int) -> int:
-        """Delete at most `most` rows of workers that stopped longer ago than `keep`. Returns how many there were."""
-        return self._run("prune_workers", {"keep_ms": _ms(keep), "most": most}).rowcount
-
-    def prune_worker_runs(self, keep: timedelta, most: int) -> int:
-        """Delete at most `most` rows of runs that ended longer ago than `keep`. Returns how many there were."""
-        return self._run("prune_worker_runs", {"keep_ms": _ms(keep), "most": most}).rowcount
-
-    def prune_rollup_hours(self, keep: timedelta, most: int) -> int:
-        """Delete at most `most` rows of hours that ended longer ago than `keep`. Returns how many there were."""
-        return self._run("prune_rollup_hours", {"keep_ms": _ms(keep), "most": most}).rowcount
+    def prune(self, what: Literal["workers", "worker_runs", "rollup_hours"], keep: timedelta, most: int) -> int:
+        """Delete at most `most` rows of workers that stopped, runs or hours that ended longer ago than `keep`. Returns how many."""
+        return self._run(f"prune_{what}", {"keep_ms": _ms(keep), "most": most}).rowcount
 
     def drop_partitions(self, parent: str, keep: timedelta, most: int, patience: timedelta) -> int:
         """Drop at most `most` daily partitions of a table that ended longer ago than `keep`. Returns how many there were.

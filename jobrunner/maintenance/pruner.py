@@ -79,7 +79,9 @@ class Pruner:
             psycopg.Error: the database is away, or refused what it should not.
         """
         pruned = Pruned(
-            store.prune_workers(self.keep.workers, MOST_ROWS), store.prune_worker_runs(self.keep.runs, MOST_ROWS), self._drop_logs(store)
+            store.prune("workers", self.keep.workers, MOST_ROWS),
+            store.prune("worker_runs", self.keep.runs, MOST_ROWS),
+            self._drop_logs(store),
         )
         if any(pruned):
             logger.info("pruned", extra=pruned._asdict())

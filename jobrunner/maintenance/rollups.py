@@ -58,7 +58,7 @@ class Settler:
         if not self._may_write:
             return Settled(0, 0, 0)
         try:
-            settled = Settled(self._settle(store), self._drop_days(store), store.prune_rollup_hours(self.keep.hours, MOST_HOURS))
+            settled = Settled(self._settle(store), self._drop_days(store), store.prune("rollup_hours", self.keep.hours, MOST_HOURS))
         except pg.InsufficientPrivilege:
             self._may_write = False
             logger.warning("roll-ups are not settled: this login may not write to their tables; GRANT it, or let another worker's do it")

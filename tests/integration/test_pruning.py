@@ -92,11 +92,11 @@ def test_a_step_is_bounded_and_takes_the_oldest(own):
     """So many rows or partitions and no more, the oldest first; the next step takes the rest."""
     old, older = stopped(own, 20, count=3), stopped(own, 30, count=3)
     log_days(own, 50, 51, 52)
-    assert own.store.prune_workers(WEEK, 4) == 4
+    assert own.store.prune("workers", WEEK, 4) == 4
     left = own.one("SELECT array_agg(id) FROM jobrunner.workers")
     assert len(left) == 2
     assert set(left) < set(old)
-    assert own.store.prune_worker_runs(WEEK, 3) == 3
+    assert own.store.prune("worker_runs", WEEK, 3) == 3
     assert set(own.one("SELECT array_agg(worker_id) FROM jobrunner.worker_runs")) == set(old)
     assert older
     assert own.store.drop_partitions("job_logs", WEEK, 2, WEEK) == 2
@@ -108,9 +108,9 @@ def test_a_worker_whose_job_was_never_rescued_stays(own):
     """The row of a worker under which a job still runs is the only trace of whose it is; it goes when the job has gone."""
     (worker,) = stopped(own, 30)
     job_id = own.job(State.RUNNING, worker_id=worker)
-    assert own.store.prune_workers(WEEK, 10) == 0
+    assert own.store.prune("workers", WEEK, 10) == 0
     own.execute("DELETE FROM jobrunner.jobs WHERE id = %s", (job_id,))
-    assert own.store.prune_workers(WEEK, 10) == 1
+    assert own.store.prune("workers", WEEK, 10) == 1
 
 
 def test_history_does_without_the_workers_row(own, fresh_dsn):
@@ -131,10 +131,10 @@ def test_two_pruners_share_the_rows(own, sessions):
     ids = stopped(own, 30, count=4)
     first, second = sessions(), sessions.impatient()
     with first.connection.transaction():
-        assert first.store.prune_workers(WEEK, 2) == 2
-        assert first.store.prune_worker_runs(WEEK, 2) == 2
-        assert second.store.prune_workers(WEEK, 10) == 2
-        assert second.store.prune_worker_runs(WEEK, 10) == 2
+        assert first.store.prune("workers", WEEK, 2) == 2
+        assert first.store.prune("worker_runs", WEEK, 2) == 2
+        assert second.store.prune("workers", WEEK, 10) == 2
+        assert second.store.prune("worker_runs", WEEK, 10) == 2
     assert own.one("SELECT count(*) FROM jobrunner.workers WHERE id = ANY (%s)", (ids,)) == 0
 
 

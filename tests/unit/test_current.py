@@ -45,11 +45,12 @@ def test_calls_that_are_joined_lose_no_part(job, voice):
     job.progress(0.9)
     job.progress(text="row 9")
     job.progress(0.91)
-    wait_until(lambda: len(voice.heard) > told, timeout=5, what="what was held back to be told")
-    fraction, text = None, None
-    for heard_fraction, heard_text, _ in voice.heard:
-        fraction, text = heard_fraction if heard_fraction is not None else fraction, heard_text if heard_text is not None else text
-    assert (fraction, text) == (0.91, "row 9")
+
+    def latest():
+        heard = [[note[part] for note in voice.heard if note[part] is not None] for part in (0, 1)]
+        return tuple(values[-1] if values else None for values in heard)
+
+    wait_until(lambda: latest() == (0.91, "row 9"), timeout=5, what="what was held back to be told")
     assert len(voice.heard) <= told + 3
 
 
