@@ -1,33 +1,18 @@
-"""Owns what every bench script needs: a PostgreSQL of its own with default durability, interleaved rounds, medians, JSON out.
+"""Owns what the probes of the worker's inside share: options, and one JSON document out with medians, all rounds and ratios.
 
-It must not decide what is measured. `JOBRUNNER_BENCH_DSN` runs a script against a given server instead (its databases named
-`jobrunner_bench` are dropped and made anew).
+It must not decide what is measured. The benchmarks beside peers are `python -m bench`; they share nothing with these scripts.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
-import re
-import shutil
 import statistics
-import sys
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
-
-from jobrunner import migrate
-from jobrunner.embedded import Server
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-DATABASE = "jobrunner_bench"
 
 
 def arguments(description: str, **sizes: int) -> argparse.Namespace:
@@ -37,46 +22,6 @@ def arguments(description: str, **sizes: int) -> argparse.Namespace:
     for name, value in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     return parser.parse_args()
-
-
-@contextlib.contextmanager
-def database() -> Iterator[str]:
-    """A freshly migrated database on disk, on a server with PostgreSQL's default durability."""
-    with contextlib.ExitStack() as stack:
-        admin = os.environ.get("JOBRUNNER_BENCH_DSN")
-        if not admin:
-            directory = Path(tempfile.mkdtemp(prefix="jobrunner-bench-", dir="/var/tmp"))
-            directory.chmod(0o711)
-            server = Server(directory / "pg", options={"shared_buffers": "512MB", "max_connections": "100", "max_wal_size": "4GB"})
-            stack.callback(shutil.rmtree, directory, ignore_errors=True)
-            stack.callback(server.destroy)
-            admin = server.start()
-        with psycopg.connect(admin, autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
-            connection.execute(f"CREATE DATABASE {DATABASE}")
-        dsn = re.sub(r"(?<=://)([^/]*)/[^?]*", rf"\1/{DATABASE}", admin, count=1)
-        migrate.upgrade(dsn)
-        yield dsn
-
-
-def empty(dsn: str) -> None:
-    """Empty the tables and let the server settle, so that each round starts alike."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("TRUNCATE jobrunner.jobs, jobrunner.job_history, jobrunner.job_attempts")
-        connection.execute("VACUUM ANALYZE jobrunner.jobs")
-        connection.execute("CHECKPOINT")
-
-
-def interleave(rounds: int, contestants: dict[str, Callable[[], float]], before: Callable[[], object]) -> dict[str, list[float]]:
-    """Run every contestant once a round, in alternating order; returns each one's figures."""
-    figures: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds):
-        order = list(contestants) if number % 2 == 0 else list(contestants)[::-1]
-        for name in order:
-            before()
-            figures[name].append(contestants[name]())
-            print(f"round {number + 1}: {name}: {figures[name][-1]:,.1f}", file=sys.stderr)
-    return figures
 
 
 def report(script: str, unit: str, figures: dict[str, list[float]], ratios: dict[str, tuple[str, str, float]], **facts: Any) -> None:
