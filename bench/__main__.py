@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,6 @@ from tools import benchmarks
 PUBLISHED = ROOT / "bench" / "results"
 MEASURED = PLACE / "results"
 TRIAL_ROUNDS = 1
-FULL_ROUNDS = 5
 TRIAL_SHARE = 0.1  # of the short suite's sizes
 TRIAL_LEAST = 1  # of any of them
 LOOK = 2.0  # seconds at others' use of the machine, before anything is measured
@@ -38,9 +38,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"scenarios: {', '.join(SCENARIOS)}. Probes of the worker's inside: {', '.join(PROBES)}.",
     )
     options.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="all of them, unless named")
-    options.add_argument("--full", action="store_true", help="full sizes: hours rather than minutes")
+    options.add_argument("--full", action="store_true", help="full sizes and every peer everywhere: about two hours")
     options.add_argument("--trial", action="store_true", help="one round of tiny sizes, to see that everything works; never published")
-    options.add_argument("--rounds", type=int, help=f"interleaved rounds, at least {MIN_ROUNDS} (default {MIN_ROUNDS}; 5 with --full)")
+    options.add_argument("--rounds", type=int, help=f"interleaved rounds, at least {MIN_ROUNDS} (default {MIN_ROUNDS})")
     options.add_argument("--peers", metavar="NAME,…", help="only these beside Jobrunner; 'none' for Jobrunner and the bare ones")
     options.add_argument("--size", action="append", default=[], metavar="NAME=NUMBER", help="another size, such as history=1000000")
     options.add_argument("--results", type=Path, default=MEASURED, metavar="DIR", help="for JSON and page (default .bench/results)")
@@ -53,7 +53,7 @@ def plan(given: argparse.Namespace) -> suite.Plan:
     """How it is to be done. Raises ValueError with what is wrong and what to do."""
     if given.full and given.trial:
         raise ValueError("--full and --trial exclude each other")
-    rounds = given.rounds or (TRIAL_ROUNDS if given.trial else FULL_ROUNDS if given.full else MIN_ROUNDS)
+    rounds = given.rounds or (TRIAL_ROUNDS if given.trial else MIN_ROUNDS)
     if not given.trial and (rounds < MIN_ROUNDS or given.rounds == 0):
         raise ValueError(f"--rounds {given.rounds}: a median needs at least {MIN_ROUNDS} rounds; --trial runs one, not for publication")
     doubts = ["a trial: one round, tiny sizes"] if given.trial else []
@@ -72,7 +72,9 @@ def plan(given: argparse.Namespace) -> suite.Plan:
             for name, value in scenario.short.items():
                 if name not in {"peers", "all_durations", "jobs_each", "pause_ms", "load_per_second", "one", "few", "some", "more", "many"}:
                     overridden.setdefault(f"{scenario.name}.{name}", max(TRIAL_LEAST, value * TRIAL_SHARE) if value >= 1 else value)
-    return suite.Plan(rounds, "full" if given.full else "trial" if given.trial else "short", overridden, doubts)
+    return suite.Plan(
+        rounds, "full" if given.full else "trial" if given.trial else "short", overridden, doubts, named=given.peers is not None
+    )
 
 
 def contenders(wanted: str | None) -> dict[str, Peer]:
@@ -117,6 +119,7 @@ def main(arguments: list[str]) -> int:
     if given.publish and how.doubts:
         print(f"error: --publish: not for publication: {'; '.join(how.doubts)}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: servers and workers go with us
     busy = accounts.others_share(LOOK, [])
     if busy > machine.QUIET_SHARE:
         said = f"other processes use {busy:.0%} of this machine; figures for publication need at most {machine.QUIET_SHARE:.0%}"
@@ -147,6 +150,9 @@ def measure(scenarios: list[suite.Scenario], who: dict[str, Peer], how: suite.Pl
     except EmbeddedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"bench: interrupted; servers and workers are gone, what was finished is in {results}", file=sys.stderr)
+        return 130
     page = results / "benchmarks.md"
     page.write_text(benchmarks.page(suite.read(results)))
     if publish:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ MILLISECONDS = 1000
 LSN = "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"
 TRANSACTIONS = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
 STATEMENTS = "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = %s)"
-CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND NOT (pid = ANY (%s))"
-OWN = "SELECT pid FROM pg_stat_activity WHERE datname = %s"
+CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND usename = %s"
+WORKER_ROLE = "bench_worker"  # so that their sessions are told from those of the producers
 
 
 def cpu_seconds(roots: Iterable[int]) -> float:
@@ -58,12 +58,7 @@ class Ledger:
 
     admin: psycopg.Connection[Any]
     database: str
-    statements: bool
-    own: list[int] = field(default_factory=list)
-
-    def begin(self) -> None:
-        """Sessions that are there now are ours or the adapter's, and are not counted among the workers' connections."""
-        self.own = [row[0] for row in self.admin.execute(OWN, (self.database,))]
+    statements: bool = False
 
     def wal_bytes(self) -> float:
         """Written since the cluster was made."""
@@ -75,7 +70,7 @@ class Ledger:
 
     def connections(self) -> int:
         """Sessions of workers."""
-        return int(self._one(CONNECTIONS, self.database, self.own))
+        return int(self._one(CONNECTIONS, self.database, WORKER_ROLE))
 
     def _one(self, sql: str, *values: Any) -> Any:
         return self.admin.execute(sql, values or None).fetchall()[0][0]

@@ -77,6 +77,7 @@ class Contender:
         dsn = servers.database(database)
         self.env = os.environ | {
             "BENCH_DSN": dsn,
+            "BENCH_WORKER_DSN": servers.for_workers(dsn),
             "BENCH_MARKS": str(self.marks),
             "BENCH_REDIS": servers.redis(number) if peer.server == "redis" else "",
             "JOBRUNNER_DSN": dsn,
@@ -93,7 +94,7 @@ class Contender:
         except BaseException:
             self.end()
             raise
-        self.ledger = Ledger(servers.admin, database, statements=False)
+        self.ledger = Ledger(servers.admin, database)
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
@@ -142,11 +143,11 @@ class Contender:
         named = self.ask("workers", setting=setting, slots=slots)
         log = self.servers.directory / f"{self.database}-workers.log"
         processes: list[subprocess.Popen[bytes]] = []
-        self.ledger.begin()
         try:
             with log.open("wb") as out:
                 for command in named["commands"]:
-                    env = self.env | named["env"]
+                    worker_dsn = self.env["BENCH_WORKER_DSN"]
+                    env = self.env | {"BENCH_DSN": worker_dsn, "JOBRUNNER_DSN": worker_dsn} | named["env"]
                     processes.append(
                         subprocess.Popen(command, env=env, cwd=self.peer.adapter.parent, stdout=out, stderr=out, start_new_session=True)
                     )

@@ -62,7 +62,7 @@ def hold(number: int) -> None:
 
 
 @jobs.task
-def noop(number: int) -> None:
+def noop(number: int = 0, argument: float = 0) -> None:
     pass
 """
 

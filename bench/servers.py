@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
+from bench.accounts import WORKER_ROLE
 from bench.environments import Absent
 from jobrunner.embedded import Server
 
@@ -36,7 +37,8 @@ SETTINGS = {
     "pg_stat_statements.track": "none",  # switched on only where queries are counted
 }
 REDIS_SETTINGS = {"appendonly": "yes", "appendfsync": "everysec", "save": ""}
-REDIS_MISSING = "redis-server is not on PATH: apt-get install redis-server (the bench starts its own; the service need not run)"
+REDIS = os.environ.get("BENCH_REDIS_SERVER", "redis-server")
+REDIS_MISSING = f"{REDIS} is not here: apt-get install redis-server (the bench starts its own; the service need not run)"
 REDIS_PATIENCE = 10.0  # seconds
 LOOK = 0.02  # seconds
 SHARED_BUFFERS_SHARE = 8  # of the machine's memory at most: a small one gets less than 1 GB
@@ -64,6 +66,10 @@ class Servers:
         self.admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.server.dsn(name)
 
+    def for_workers(self, dsn: str) -> str:
+        """The same database for worker processes, which have a role of their own."""
+        return dsn.replace(f"//{self.server.superuser}@", f"//{WORKER_ROLE}@", 1)
+
     def drop(self, name: str) -> None:
         """Free its space."""
         self.admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
@@ -86,7 +92,7 @@ class Servers:
         """Versions and the settings that were asked for."""
         redis = None
         if self.redis_pid is not None:
-            said = subprocess.run(["redis-server", "--version"], check=True, capture_output=True, text=True).stdout
+            said = subprocess.run([REDIS, "--version"], check=True, capture_output=True, text=True).stdout
             redis = {"version": said.split("v=")[1].split()[0], "settings": REDIS_SETTINGS}
         ((version,),) = self.admin.execute("SHOW server_version").fetchall()
         return {"postgresql": {"version": version, "settings": self.server.options}, "redis": redis}
@@ -108,11 +114,12 @@ def running() -> Iterator[Servers]:
         if binaries.exists():
             os.environ["BENCH_PGBENCH"] = str(binaries)
         admin = stack.enter_context(psycopg.connect(server.dsn(), autocommit=True))
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER").format(sql.Identifier(WORKER_ROLE)))
         servers = Servers(server, admin, directory)
         with contextlib.suppress(psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported):
             admin.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
             servers.counts_statements = True
-        if shutil.which("redis-server"):
+        if shutil.which(REDIS):
             redis = stack.enter_context(_redis(directory / "redis"))
             servers.redis_pid = redis.pid
         yield servers
@@ -122,14 +129,14 @@ def running() -> Iterator[Servers]:
 def _redis(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     directory.mkdir()
     socket = directory / "redis.sock"
-    command = ["redis-server", "--port", "0", "--unixsocket", str(socket), "--dir", str(directory), "--daemonize", "no"]
+    command = [REDIS, "--port", "0", "--unixsocket", str(socket), "--dir", str(directory), "--daemonize", "no"]
     command += [word for name, value in REDIS_SETTINGS.items() for word in (f"--{name}", value)]
     with (directory / "redis.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             end = time.monotonic() + REDIS_PATIENCE
             while not socket.exists():
                 if process.poll() is not None or time.monotonic() > end:
-                    raise SystemExit(f"error: redis-server did not start:\n{(directory / 'redis.log').read_text()[-2000:]}")
+                    raise SystemExit(f"error: {REDIS} did not start:\n{(directory / 'redis.log').read_text()[-2000:]}")
                 time.sleep(LOOK)
             yield process
         finally:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import psycopg
 
 from bench import accounts, machine
 from bench.contenders import Broken, Contender
@@ -29,7 +28,7 @@ Sizes = dict[str, float]
 Measured = tuple["Mapping[str, float]", str]
 """Figures of one round, and the setting in words."""
 FORMAT = 1  # of the JSON documents
-QUIET_LOOK = 2.0  # seconds over which others' use of the machine is looked at, before and after a scenario
+QUIET_LOOK = 1.0  # seconds over which others' use of the machine is looked at, before and after a scenario
 REDIS_DATABASES = 16
 
 
@@ -59,6 +58,7 @@ class Scenario:
     Attributes:
         figure: the one that the table is sorted by.
         short, full: sizes; `seconds` is what a measurement should last.
+        short_peers: who takes part in the short suite; None for all. In the full one all do.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Scenario:
     short: Sizes
     full: Sizes
     entries: Callable[[Sequence[Peer], Sizes], list[Entry]]
+    short_peers: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -77,12 +78,14 @@ class Plan:
     Attributes:
         overridden: sizes given by hand, by name or, for one scenario only, as `scenario.name`.
         doubts: why its figures are not for publication, known before it begins.
+        named: whether peers were asked for by name; they take part everywhere.
     """
 
     rounds: int
     suite: str
     overridden: Sizes = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
+    named: bool = False
 
     def sizes(self, scenario: Scenario) -> Sizes:
         """Of a scenario in this run."""
@@ -113,13 +116,19 @@ class Cast:
             contender.close()
 
 
+def taking_part(scenario: Scenario, peers: Mapping[str, Peer], plan: Plan) -> dict[str, Peer]:
+    """The contenders of a scenario in this run."""
+    everybody = plan.suite == "full" or plan.named or scenario.short_peers is None
+    return {name: peer for name, peer in peers.items() if everybody or peer.kind != "peer" or name in (scenario.short_peers or ())}
+
+
 def run(scenario: Scenario, peers: Mapping[str, Peer], servers: Servers, plan: Plan) -> Document:
     """Measure a scenario. Returns its document."""
     sizes = plan.sizes(scenario)
     began, started = time.monotonic(), machine.now()
     ours = [pid for kind in ("postgresql", "redis") for pid in servers.pids(kind)]
     busy = accounts.others_share(QUIET_LOOK, ours)
-    cast = Cast(peers, servers)
+    cast = Cast(taking_part(scenario, peers, plan), servers)
     try:
         entries, versions = _measure(scenario, cast, sizes, plan)
     finally:
@@ -183,9 +192,13 @@ def _guarded(result: dict[str, Any], what: str, work: Callable[[], object]) -> b
     except Absent as reason:
         result["absent"] = str(reason)
         print(f"{what}: absent: {reason}", file=sys.stderr, flush=True)
-    except (Broken, psycopg.Error) as error:
+    except Broken as error:
         result["failed"] = str(error)
         print(f"{what}: FAILED: {error}", file=sys.stderr, flush=True)
+    except Exception as error:  # noqa: BLE001  hours of other figures must not be lost; the run ends with 1
+        result["failed"] = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+        print(f"{what}: FAILED in the bench itself", file=sys.stderr, flush=True)
     else:
         return True
     return False

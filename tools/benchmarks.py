@@ -71,15 +71,16 @@ what is demanded is below; `make bench` measures it on your machine and writes a
 RERUN = """## How to measure it yourself
 
 ```console
-$ make bench                                  # short: every scenario, every peer, medians of three rounds
-$ make bench-full                             # full sizes, five rounds
+$ make bench                                  # short: every scenario, fewer peers in some; about ten minutes
+$ make bench-full                             # full sizes, every peer; about two hours
 $ make bench ONLY="drain pickup-idle"         # some scenarios
 $ make bench ARGS="--peers pgqueuer,celery"   # some peers; --list shows all
 $ make bench ARGS="--trial"                   # a tenth of the sizes, one round: does everything work here?
 ```
 
 The bench makes an environment for each peer below `.bench/`, starts a PostgreSQL and a Redis of its own on sockets of its own, and ends
-them. Redis has to be on `PATH` (`apt-get install redis-server`; the service need not run); without it its peers are reported as absent.
+them. Redis has to be on `PATH` (`apt-get install redis-server`; the service need not run), or `BENCH_REDIS_SERVER` names the program;
+without it its peers are reported as absent.
 Results go to `.bench/results/*.json`, and a page like this one is written beside them. `--publish` writes `bench/results` and this page,
 and refuses while other processes use more than 5 % of the machine, for a trial, for a part of the peers, or for sizes set by hand.
 
@@ -172,7 +173,8 @@ def reached(bound: Bound, documents: Mapping[str, Document]) -> str:
         return "not measured"
     against = bound.against.winner(documents) if isinstance(bound.against, Best) else bound.against and bound.against.entry
     of = f" {against}" if against else ""
-    return f"{number(value)} {bound.unit}{of}, demanded {bound.sense} {number(bound.limit)}"
+    told = f"{value:.2f}" if against else number(value)
+    return f"{told} {bound.unit}{of}, demanded {bound.sense} {bound.limit:,g}"
 
 
 def targets(documents: Mapping[str, Document]) -> str:
@@ -208,6 +210,9 @@ def scenario_part(scenario: Scenario, document: Document | None) -> str:
         for name in order
     ]
     heads = ["", *(COLUMNS[figure].heading for figure in columns), "Jobrunner ahead", "settings"]
+    few = document["suite"] != "full" and scenario.short_peers is not None
+    if few:
+        parts.append("In the short suite only some of the peers take part here.\n")
     sizes = ", ".join(f"{name} {number(value)}" for name, value in document["sizes"].items())
     parts.append(table(heads, rows))
     parts += [f"{line}\n" for line in left_out(document)]

@@ -22,7 +22,9 @@ def group(name: str) -> list[str]:
     """The requirements of a dependency group with the groups it includes; older pips cannot read them by themselves."""
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     return [
-        requirement for entry in groups[name] for requirement in (group(entry["include-group"]) if isinstance(entry, dict) else [entry])
+        requirement
+        for entry in groups[name]
+        for requirement in (group(entry["include-group"]) if isinstance(entry, dict) else [entry])
     ]
 
 

@@ -95,8 +95,8 @@ SCENARIOS = (
         "workers and of the server. WAL includes that of enqueuing, by whatever call fills fastest. The bare loop claims and finishes with "
         "our statements in batches of 100, with no worker around it. Tasks do nothing but count.",
         "jobs_per_second",
-        {"seconds": 1.5},
-        {"seconds": 8},
+        {"seconds": 0.8},
+        {"seconds": 5},
         _noop_entries,
     ),
     Scenario(
@@ -105,9 +105,10 @@ SCENARIOS = (
         f"Jobs that sleep, {SLOTS} at once in threads or coroutines, {PROCESS_SLOTS} at once in processes. The ceiling is arithmetic: "
         "slots divided by the duration.",
         "jobs_per_second",
-        {"seconds": 2, "all_durations": 0},
-        {"seconds": 5, "all_durations": 1},
+        {"seconds": 1, "all_durations": 0},
+        {"seconds": 3, "all_durations": 1},
         _lasting_entries("nap"),
+        short_peers=("celery", "pgqueuer"),
     ),
     Scenario(
         "computing-jobs",
@@ -115,8 +116,9 @@ SCENARIOS = (
         f"Jobs that use the CPU for so long, {CPU_SLOTS} at once. The ceiling is arithmetic: cores divided by the duration. Threads and "
         "coroutines of one process share one interpreter.",
         "jobs_per_second",
-        {"seconds": 2, "all_durations": 0},
-        {"seconds": 5, "all_durations": 1},
+        {"seconds": 1, "all_durations": 0},
+        {"seconds": 3, "all_durations": 1},
         _lasting_entries("spin"),
+        short_peers=("celery", "pgqueuer"),
     ),
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from bench import accounts
+from bench.contenders import Broken
 from bench.environments import Absent
 from bench.scenarios import latency
 from bench.suite import Entry, Measured, Scenario, Sizes
@@ -47,9 +48,12 @@ def idle(contender: Contender, setting: str) -> Iterator[Workers]:
         return
     contender.clear()
     with contender.workers(setting) as workers:
+        contender.ask("fill", task="noop", argument=0, count=latency.WARM_UP)
         end = time.monotonic() + READY_PATIENCE
-        while not contender.ask("serving") and time.monotonic() < end:
+        while contender.ask("left"):
             workers.check()
+            if time.monotonic() > end:
+                raise Broken(f"{contender.peer.title}: the large application ran nothing within {READY_PATIENCE:.0f} s")
             time.sleep(LOOK)
         yield workers
 
@@ -106,8 +110,9 @@ SCENARIOS = (
         "A worker at its defaults that has run a few jobs and has none now: CPU of all its processes and of the server, statements a "
         "second (for Redis: commands), connections, and memory as proportional set size.",
         "cpu_percent",
-        {"seconds": 6},
-        {"seconds": 60},
+        {"seconds": 5},
+        {"seconds": 20},
         _entries,
+        short_peers=("celery",),
     ),
 )

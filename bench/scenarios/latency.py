@@ -120,9 +120,10 @@ SCENARIOS = (
         "From the call of enqueue to the first line of the task; jobs at even intervals, workers at their defaults. The bare loop LISTENs, "
         "and is woken by a NOTIFY on a connection beside the one that inserts.",
         "p50_ms",
-        {"jobs": 40, "pause_ms": 50},
-        {"jobs": 300, "pause_ms": 50},
+        {"jobs": 30, "pause_ms": 50},
+        {"jobs": 200, "pause_ms": 50},
         _pickup_entries(load=False),
+        short_peers=("celery", "huey", "oban", "pgqueuer"),
     ),
     Scenario(
         "pickup-load",
@@ -130,9 +131,10 @@ SCENARIOS = (
         "The same while another process enqueues no-op jobs into the same queue at a steady pace. RQ takes part with its SimpleWorker: at "
         "its defaults it cannot carry the load.",
         "p50_ms",
-        {"jobs": 40, "pause_ms": 50, "load_per_second": 100},
-        {"jobs": 300, "pause_ms": 50, "load_per_second": 100},
+        {"jobs": 30, "pause_ms": 50, "load_per_second": 100},
+        {"jobs": 200, "pause_ms": 50, "load_per_second": 100},
         _pickup_entries(load=True),
+        short_peers=("celery", "pgqueuer"),
     ),
     Scenario(
         "roundtrip",
@@ -140,8 +142,9 @@ SCENARIOS = (
         "From the call of enqueue until the caller has the result, jobs 20 ms apart, workers at their defaults. The bare one inserts, "
         "notifies and looks for the finished row by primary key every 2 ms, against the bare loop as worker.",
         "p50_ms",
-        {"jobs": 40},
-        {"jobs": 300},
+        {"jobs": 30},
+        {"jobs": 200},
         _roundtrip_entries,
+        short_peers=("celery", "huey"),
     ),
 )

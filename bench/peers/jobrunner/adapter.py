@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import sys
 from pathlib import Path
@@ -35,13 +36,24 @@ INSERT INTO jobrunner.jobs (task, args, queue, priority, run_at)
 SELECT %(task)s, jsonb_build_object('argument', coalesce(%(argument)s, n)), %(queue)s, %(priority)s,
        now() + make_interval(secs => %(later)s + n * %(step)s) FROM generate_series(1, %(count)s) AS n
 """
-HISTORY = """
-INSERT INTO jobrunner.job_history (id, task, args, queue, priority, state, lease, attempt, max_attempts, created_at, run_at,
-    started_at, finished_at, wait_ms, run_ms, cpu_ms)
-SELECT -n, 'noop', jsonb_build_object('argument', n), 'default', 0, 'succeeded', 1, 1, 5, t, t, t, t + interval '5 ms', 2, 3, 1
-FROM (SELECT n, now() - make_interval(secs => n * %(step)s) AS t FROM generate_series(%(low)s::bigint, %(high)s) AS n) AS rows
+MODEL = "INSERT INTO jobrunner.jobs (task, args, run_at) VALUES ('noop', '{}', now() + interval '1 hour') RETURNING id"
+FORGET = "DELETE FROM jobrunner.jobs WHERE id = %s"
+DAY = """
+CREATE TABLE IF NOT EXISTS jobrunner.job_history_{day:%Y%m%d} PARTITION OF jobrunner.job_history
+FOR VALUES FROM ('{day:%Y-%m-%d} 00:00:00+00') TO ('{next_day:%Y-%m-%d} 00:00:00+00')
 """
-HISTORY_DAYS = 30
+# A row as the end of a job would have left it, whatever columns the table has by now: its policy is copied from a live job.
+HISTORY = """
+INSERT INTO jobrunner.job_history (id, task, args, queue, priority, tags, state, lease, attempt, max_attempts, backoff, backoff_base,
+    backoff_cap, backoff_jitter, crash_count, max_crashes, created_at, run_at, started_at, finished_at, wait_ms, run_ms, cpu_ms,
+    peak_memory)
+SELECT -n, task, jsonb_build_object('argument', n), queue, priority, tags, 'succeeded', 1, 1, max_attempts, backoff, backoff_base,
+    backoff_cap, backoff_jitter, 0, max_crashes, t, t, t, t + interval '5 ms', 2, 3, 1, 30000000
+FROM (SELECT n, date_trunc('day', now(), 'UTC') - make_interval(secs => n * %(step)s) AS t
+      FROM generate_series(%(low)s::bigint, %(high)s) AS n) AS moments, jobrunner.jobs AS model
+WHERE model.id = %(model)s
+"""
+HISTORY_DAYS = 25  # fewer than history is kept by default
 SECONDS_A_DAY = 86_400
 CHUNK = 500_000  # rows of one statement
 OPTIONS = {
@@ -85,10 +97,16 @@ class Jobrunner(Adapter):
         self.connection.execute("VACUUM ANALYZE jobrunner.jobs")
 
     def history(self, count: int) -> None:
-        """So many finished jobs, spread over the last 30 days."""
+        """So many finished jobs in the daily partitions of the last 25 days."""
+        today = dt.datetime.now(dt.UTC).date()
+        for age in range(HISTORY_DAYS + 1):
+            day = today - dt.timedelta(days=age)
+            self.connection.execute(DAY.format(day=day, next_day=day + dt.timedelta(days=1)))
+        model = self.connection.execute(MODEL).fetchone()[0]  # type: ignore[index]
         for low in range(1, count + 1, CHUNK):
-            values = {"low": low, "high": min(count, low + CHUNK - 1), "step": HISTORY_DAYS * SECONDS_A_DAY / count}
-            self.connection.execute(HISTORY, values)
+            step = (HISTORY_DAYS - 1) * SECONDS_A_DAY / count
+            self.connection.execute(HISTORY, {"low": low, "high": min(count, low + CHUNK - 1), "step": step, "model": model})
+        self.connection.execute(FORGET, (model,))
         self.connection.execute("VACUUM ANALYZE jobrunner.job_history")
 
     def bulk(self, count: int) -> float:
@@ -119,7 +137,7 @@ class Jobrunner(Adapter):
             raise Unsupported(f"has no setting {setting!r}")
         options, described = OPTIONS[setting]
         application = largeapp.write_app(Path(os.environ["BENCH_MARKS"])) if setting == "large" else str(HERE / "app.py")
-        command = [sys.executable, "-m", "jobrunner", "work", "--dsn", self.dsn, "--app", application]
+        command = [sys.executable, "-m", "jobrunner", "work", "--dsn", self.worker_dsn, "--app", application]
         command += [option.format(slots=slots) for option in options]
         return {"commands": [command] * (slots if setting == "single" else 1), "env": {}, "described": described.format(slots=slots)}
 

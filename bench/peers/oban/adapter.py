@@ -134,7 +134,7 @@ class ObanPeer(AsyncAdapter):
         if setting not in limits:
             raise Unsupported(f"has no setting {setting!r}")
         processes, limit = limits[setting]
-        command = [sys.executable, "-m", "oban", "start", "--dsn", self.dsn, "--queues", f"default:{limit}", "--log-level", "ERROR"]
+        command = [sys.executable, "-m", "oban", "start", "--dsn", self.worker_dsn, "--queues", f"default:{limit}", "--log-level", "ERROR"]
         command += ["--cron-modules", "adapter"]  # the modules that it imports
         return {"commands": [command] * processes, "env": {}, "described": f"{processes} × limit {limit}, uvloop"}
 

@@ -132,7 +132,8 @@ class Pgqueuer(AsyncAdapter):
         if setting not in {"best", "many", "single"}:
             raise Unsupported(f"has no setting {setting!r}")
         if setting == "many":
-            return {"commands": [[*work, str(slots), str(2 * slots)]], "env": {}, "described": f"batches of {slots}, uvloop"}
+            # it demands that a batch is at most half of what may run at once
+            return {"commands": [[*work, str(slots // 2), str(slots)]], "env": {}, "described": f"{slots} at once, uvloop"}
         processes = BEST_PROCESSES if setting == "best" else slots
         described = f"{processes} × batches of {BEST_BATCH}, uvloop"
         return {"commands": [[*work, str(BEST_BATCH)]] * processes, "env": {}, "described": described}

@@ -50,21 +50,21 @@ class _Page:
 _mine = _Page()
 
 
-def mark() -> None:
-    """One more job ran in this process."""
+def mark(sent: float | None = None) -> None:
+    """One more job ran in this process; a stamped one was sent at `sent`, by the monotonic clock of this machine."""
     now = time.monotonic()
     with _mine.lock:
         if _mine.pid != os.getpid():
             _mine.open(now)
+        if sent is not None:
+            os.write(_mine.stamps, STAMP.pack(now - sent))  # before it counts: whoever sees the count finds the stamp
         _mine.count += 1
         LAYOUT.pack_into(_mine.page, 0, _mine.count, _mine.first, now)  # type: ignore[arg-type]
 
 
 def stamp(sent: float) -> None:
-    """The job that was sent at `sent`, by the monotonic clock of this machine, begins now."""
-    waited = time.monotonic() - sent
-    mark()
-    os.write(_mine.stamps, STAMP.pack(waited))
+    """The job that was sent at `sent` begins now."""
+    mark(sent)
 
 
 def nap(seconds: float) -> None:

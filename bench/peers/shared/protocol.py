@@ -35,7 +35,7 @@ class Adapter:
 
     Attributes:
         distributions: whose versions are reported.
-        dsn: the contender's own PostgreSQL database.
+        dsn, worker_dsn: the contender's own PostgreSQL database, for producers and for workers (whose BENCH_DSN it is).
         redis: the address of the bench's Redis, `unix://…`; empty when there is none.
     """
 
@@ -43,6 +43,7 @@ class Adapter:
 
     def __init__(self) -> None:
         self.dsn = os.environ["BENCH_DSN"]
+        self.worker_dsn = os.environ["BENCH_WORKER_DSN"]
         self.redis = os.environ.get("BENCH_REDIS", "")
 
     # -- set-up
