@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+LESS = "less"  # how the durability of a contender begins that is not as durable as PostgreSQL
 ALIKE = 1.05  # a difference below this is within the noise of a median of three
 GIB = 1 << 30
 HUNDREDS, TENS = 100, 10  # from which on a number is shown without, and with one, decimal
@@ -144,8 +145,9 @@ def losing(documents: Mapping[str, Document]) -> str:
         for ours, rival, times in losses(document, scenario.figure, higher_is_better=column.higher_is_better) if document else []:
             mine, its = (median(rounds_of(document, entry, scenario.figure)) for entry in (ours, rival))
             close = ", which is within the noise" if times < ALIKE else ""
+            less = "; it promises less (see Contenders)" if document["entries"][rival]["durability"].startswith(LESS) else ""
             lines.append(
-                f"- {scenario.title}: {rival} has {number(its)}, {ours} {number(mine)} {column.heading} ({times:.2f} times){close}."
+                f"- {scenario.title}: {rival} has {number(its)}, {ours} {number(mine)} {column.heading} ({times:.2f} times){close}{less}."
             )
     lines += [
         f"- Target {target.number} is not met: {target.words} ({'; '.join(reached(bound, documents) for bound in target.bounds)})."
@@ -213,11 +215,11 @@ def scenario_part(scenario: Scenario, document: Document | None) -> str:
     few = document["suite"] != "full" and scenario.short_peers is not None
     if few:
         parts.append("In the short suite only some of the peers take part here.\n")
-    sizes = ", ".join(f"{name} {number(value)}" for name, value in document["sizes"].items())
+    sizes = ", ".join(f"{name} {value:,g}" for name, value in document["sizes"].items())
     parts.append(table(heads, rows))
     parts += [f"{line}\n" for line in left_out(document)]
     parts.append(
-        f"{document['suite'].capitalize()} suite, {document['rounds']} rounds, {sizes}; {document['measured_at']}, revision "
+        f"{document['suite'].capitalize()} suite, rounds: {document['rounds']}, {sizes}; {document['measured_at']}, revision "
         f"{document['machine']['revision'] or 'unknown'}; others used {document['others_share']:.1%} of the machine.\n"
     )
     return "\n".join(parts)
