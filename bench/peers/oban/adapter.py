@@ -128,6 +128,10 @@ class ObanPeer(AsyncAdapter):
 
         return timed(lambda: self.run(all_of_them()))
 
+    def result(self, number: int) -> None:  # noqa: ARG002
+        """It keeps results; waiting for one is in the paid edition."""
+        raise Unsupported("has no call that waits for a result in its free edition")
+
     def workers(self, setting: str, slots: int) -> dict[str, Any]:
         """`oban start`."""
         limits = {"default": (1, DEFAULT_LIMIT), "best": (BEST_PROCESSES, BEST_LIMIT), "many": (1, slots)}

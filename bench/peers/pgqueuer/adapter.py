@@ -124,6 +124,10 @@ class Pgqueuer(AsyncAdapter):
 
         return timed(lambda: self.run(all_of_them()))
 
+    def result(self, number: int) -> None:  # noqa: ARG002
+        """Its CompletionWatcher tells how a job ended, not what it returned."""
+        raise Unsupported("keeps no results; one can wait for a job's status")
+
     def workers(self, setting: str, slots: int) -> dict[str, Any]:
         """What `pgq run` does; that command cannot be told its log level with the versions here, and a line for each job is no default."""
         work = [sys.executable, str(HERE / "adapter.py"), "work"]
