@@ -8,10 +8,10 @@ BIN := .venv/bin
 SUITE := $(BIN)/pytest -m "not slow" --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test unit chaos browser bench lint types layers docs wheel matrix clean python
+.PHONY: help setup demo check test unit chaos browser bench bench-full lint types layers docs wheel matrix clean python
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.dev.stamp ## make .venv with everything that the other targets need
 
@@ -33,8 +33,11 @@ chaos: .venv/.dev.stamp ## workers and servers killed under load, the long lane 
 browser: .venv/.dev.stamp ## the dashboard in a headless Chromium
 	$(BIN)/pytest -m browser $(ARGS)
 
-bench: .venv/.dev.stamp ## run the benchmarks in bench/ one after the other (ONLY=name, ARGS=...)
-	$(BIN)/python tools/benchmarks.py $(ONLY) -- $(ARGS)
+bench: .venv/.dev.stamp ## measure beside bare PostgreSQL and peers, about ten minutes (ONLY="drain idle", ARGS="--peers celery", ARGS=--help)
+	$(BIN)/python -m bench $(ONLY) $(ARGS)
+
+bench-full: .venv/.dev.stamp ## the same at full sizes with every peer everywhere: about two hours
+	$(BIN)/python -m bench --full $(ONLY) $(ARGS)
 
 lint: .venv/.dev.stamp ## ruff, all rules
 	$(BIN)/ruff check .
@@ -55,7 +58,7 @@ matrix: .venv/.dev.stamp ## the smoke subset on old and new Python, Flask, SQLAl
 	$(BIN)/python -m tools.matrix $(if $(filter matrix,$(MAKECMDGOALS)),$(ARGS))
 
 clean: ## remove environments, caches and builds; the embedded PostgreSQL's data stays
-	rm -rf .venv .matrix build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .matrix .bench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 python:
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found; install one, or: make PYTHON=/path/to/python3 ..." >&2; exit 1; }

@@ -17,12 +17,6 @@ def noop(number: int) -> None:
 
 
 @jobs.task
-def stamp(sent: float) -> float:
-    """When it began, by the clock that the sender used (same machine)."""
-    return time.clock_gettime(time.CLOCK_MONOTONIC) - sent
-
-
-@jobs.task
 async def async_noop(number: int) -> None:
     """Nothing, in a coroutine."""
 

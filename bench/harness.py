@@ -1,7 +1,6 @@
-"""Owns what every bench script needs: a PostgreSQL of its own with default durability, interleaved rounds, medians, JSON out.
+"""Owns what the probes of the worker's inside share: options, and one JSON document out with medians, all rounds and ratios.
 
-It must not decide what is measured. `JOBRUNNER_BENCH_DSN` runs a script against a given server instead (its databases named
-`jobrunner_bench` are dropped and made anew).
+It must not decide what is measured. The benchmarks beside peers are `python -m bench`; they share nothing with these scripts.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import platform
 import re
 import shutil
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +23,7 @@ from jobrunner import migrate
 from jobrunner.embedded import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 DATABASE = "jobrunner_bench"
 
@@ -68,18 +66,6 @@ def empty(dsn: str) -> None:
         )
         connection.execute("VACUUM ANALYZE jobrunner.jobs")
         connection.execute("CHECKPOINT")
-
-
-def interleave(rounds: int, contestants: dict[str, Callable[[], float]], before: Callable[[], object]) -> dict[str, list[float]]:
-    """Run every contestant once a round, in alternating order; returns each one's figures."""
-    figures: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds):
-        order = list(contestants) if number % 2 == 0 else list(contestants)[::-1]
-        for name in order:
-            before()
-            figures[name].append(contestants[name]())
-            print(f"round {number + 1}: {name}: {figures[name][-1]:,.1f}", file=sys.stderr)
-    return figures
 
 
 def report(script: str, unit: str, figures: dict[str, list[float]], ratios: dict[str, tuple[str, str, float]], **facts: Any) -> None:

@@ -17,75 +17,12 @@ from pathlib import Path
 import harness
 from pools import Bench, claimed
 
+from bench.largeapp import MODULES, write_app
 from jobrunner.jobs import Succeeded
 from jobrunner.worker.pool import Shape
 
-MODULES = 300
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 TARGET_P95_MS = 50
-
-MODULE = '''"""Module {number} of a large application."""
-
-import dataclasses
-import functools
-import re
-
-PATTERN = re.compile(r"^item-{number}-(\\\\d+)$")
-TABLE = {{f"key-{{n}}": list(range(n % 7)) for n in range(200)}}
-
-
-@dataclasses.dataclass
-class Item{number}:
-    """Something that the application knows."""
-
-    id: int
-    name: str = "item"
-    tags: list[str] = dataclasses.field(default_factory=list)
-
-    def label(self) -> str:
-        return f"{{self.id}}: {{self.name}} ({{', '.join(self.tags)}})"
-
-
-@functools.lru_cache
-def price{number}(item: int) -> int:
-    return sum(TABLE[f"key-{{item % 200}}"]) + item
-'''
-
-APP = """import time
-
-import sqlalchemy.orm
-from flask import Flask
-
-from jobrunner import JobRunner, current_job
-{imports}
-
-app = Flask(__name__)
-jobs = JobRunner(app)
-
-
-@jobs.task
-def hold(number: int) -> None:
-    current_job().progress(0.5)
-    time.sleep(600)
-
-
-@jobs.task
-def noop(number: int) -> None:
-    pass
-"""
-
-
-def write_app(directory: Path) -> str:
-    """The application's file."""
-    package = directory / "large"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    for number in range(MODULES):
-        (package / f"module_{number}.py").write_text(MODULE.format(number=number))
-    imports = "\n".join(f"import large.module_{number}" for number in range(MODULES))
-    file = directory / "large_app.py"
-    file.write_text(APP.format(imports=imports))
-    return str(file)
 
 
 def sample(bench: Bench, number: int) -> tuple[float, float]:
@@ -121,7 +58,6 @@ def main() -> None:
     figures: dict[str, list[float]] = {}
     logging.getLogger("jobrunner.worker").setLevel(logging.CRITICAL)  # each kill would be a line
     with tempfile.TemporaryDirectory() as directory:
-        sys.path.insert(0, directory)
         app = write_app(Path(directory))
         for number in range(options.rounds):
             bench = Bench(app, Shape(1))

@@ -1,0 +1,20 @@
+"""Owns the list of scenarios, in the order of the published page."""
+
+from __future__ import annotations
+
+from bench.scenarios import depth, drain, enqueue, idle, latency, workers
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        *drain.SCENARIOS[:1],
+        *enqueue.SCENARIOS,
+        *latency.SCENARIOS,
+        *drain.SCENARIOS[1:],
+        *depth.SCENARIOS,
+        *workers.SCENARIOS,
+        *idle.SCENARIOS,
+    )
+}
+PROBES = ("isolation", "replacement", "fairness")
+"""Scripts of their own, about the worker's inside; they print JSON, and are no part of the page."""

@@ -1,0 +1,90 @@
+"""Owns the scenario of many worker processes on one queue: does the pace grow with them, and does it hold when they are too many?"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from bench import accounts
+from bench.contenders import Broken
+from bench.draining import LOOK, watch
+from bench.environments import Absent
+from bench.suite import Entry, Measured, Scenario, Sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bench.contenders import Contender, Workers
+    from bench.environments import Peer
+
+SETTING = "single"
+READY_PATIENCE = 240.0  # seconds: 64 interpreters start on two cores
+SETTLING = 1.0  # seconds
+WAKE = {"task": "noop", "count": 1, "pause": 0}
+WITH_PEERS = ("bare", "pgqueuer")
+
+
+def _ready(contender: Contender, workers: Workers, count: int) -> None:
+    """Wait until all serve."""
+    end = time.monotonic() + READY_PATIENCE
+    while (serving := contender.ask("serving")) < count:
+        workers.check()
+        if time.monotonic() > end:
+            raise Broken(f"{contender.peer.title}: {serving} of {count} workers were ready within {READY_PATIENCE:.0f} s")
+        time.sleep(LOOK * 10)
+    time.sleep(SETTLING)
+
+
+def _workers(count: int) -> Callable[[Contender, Sizes], Callable[[], Measured]]:
+    def prepare(contender: Contender, sizes: Sizes) -> Callable[[], Measured]:
+        contender.ask("workers", setting=SETTING, slots=count)  # absent now rather than in every round
+        jobs = round(sizes["jobs"])
+
+        def measure() -> Measured:
+            contender.clear()
+            contender.servers.settle()
+            with contender.workers(SETTING, count) as workers:
+                _ready(contender, workers, count)
+                contender.ask("fill", task="noop", argument=0, count=jobs)
+                contender.ask("paced", **WAKE)
+                drained = watch(contender, workers, jobs + 1)
+                figures = {
+                    "jobs_per_second": drained.count / drained.seconds,
+                    "cpu_ms_per_job": drained.cpu_seconds * 1000 / drained.count,
+                    "connections_per_worker": drained.connections / count,
+                    "memory_mb_per_worker": accounts.memory_bytes(workers.pids) / 1e6 / count,
+                    "ran_twice": float(contender.counted().count - drained.count),
+                }
+                with contextlib.suppress(Absent):
+                    figures["claimed_twice"] = float(contender.ask("overclaimed"))
+                return figures, workers.described
+
+        return measure
+
+    return prepare
+
+
+def _entries(peers: Sequence[Peer], sizes: Sizes) -> list[Entry]:
+    counts = [int(sizes[name]) for name in ("one", "few", "some", "more", "many") if sizes.get(name)]
+    return [
+        Entry(f"{peer.name} × {count}", peer.name, _workers(count), rank=f"× {count}")
+        for peer in peers
+        if peer.kind == "ours" or peer.name in WITH_PEERS
+        for count in counts
+    ]
+
+
+SCENARIOS = (
+    Scenario(
+        "workers",
+        "Many worker processes on one queue",
+        "Workers of one child process each, all of them ready before the queue is filled: throughput, connections, and jobs that ran or "
+        "were claimed more than once. The bare one is as many clients of the claim and finish loop.",
+        "jobs_per_second",
+        {"jobs": 10_000, "one": 1, "more": 8},
+        {"jobs": 50_000, "one": 1, "few": 2, "some": 4, "more": 8, "many": 64},
+        _entries,
+        short_peers=(),
+    ),
+)
