@@ -58,7 +58,7 @@ def plan(given: argparse.Namespace) -> suite.Plan:
         raise ValueError(f"--rounds {given.rounds}: a median needs at least {MIN_ROUNDS} rounds; --trial runs one, not for publication")
     doubts = ["a trial: one round, tiny sizes"] if given.trial else []
     overridden: suite.Sizes = {}
-    known = {name for scenario in SCENARIOS.values() for name in scenario.short}
+    known = {name for scenario in SCENARIOS.values() for name in (*scenario.short, *scenario.full)}
     for one in given.size:
         name, equals, number = one.partition("=")
         if name not in known or not equals or not number.replace(".", "", 1).isdigit():
@@ -91,6 +91,8 @@ def contenders(wanted: str | None) -> dict[str, Peer]:
 
 def chosen(names: list[str]) -> list[suite.Scenario]:
     """The scenarios of these names, all without a name. Raises ValueError for an unknown one."""
+    if probes := [name for name in names if name in PROBES]:
+        raise ValueError(f"{', '.join(probes)}: probes of the worker's inside run by themselves, not beside scenarios")
     if unknown := [name for name in names if name not in SCENARIOS]:
         raise ValueError(f"unknown scenario {', '.join(unknown)}; there are {', '.join([*SCENARIOS, *PROBES])}")
     return [SCENARIOS[name] for name in names] if names else list(SCENARIOS.values())
@@ -110,7 +112,9 @@ def main(arguments: list[str]) -> int:
         print(listing())
         return 0
     if given.scenarios and set(given.scenarios) <= set(PROBES):
-        return max(subprocess.run([sys.executable, str(ROOT / "bench" / f"{name}.py")], check=False).returncode for name in given.scenarios)
+        more = ["--rounds", str(given.rounds)] if given.rounds else []
+        scripts = [[sys.executable, str(ROOT / "bench" / f"{name}.py"), *more] for name in given.scenarios]
+        return max(subprocess.run(script, check=False).returncode for script in scripts)
     try:
         scenarios, how, who = chosen(given.scenarios), plan(given), contenders(given.peers)
     except (ValueError, BadHeader) as wrong:

@@ -112,6 +112,7 @@ def test_the_generator_refuses_what_is_no_result(tmp_path):
     ("arguments", "message"),
     [
         (["none-such"], "unknown scenario none-such; there are drain, enqueue-single"),
+        (["drain", "isolation"], "isolation: probes of the worker's inside run by themselves"),
         (["--rounds", "2"], "--rounds 2: a median needs at least 3 rounds"),
         (["--rounds", "0"], "--rounds 0: a median needs at least 3 rounds"),
         (["--size", "nothing=1"], "--size nothing=1: expected NAME=NUMBER with one of"),
