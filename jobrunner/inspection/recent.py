@@ -53,7 +53,7 @@ WITH since AS MATERIALIZED (
     SELECT h.run_ms, h.wait_ms FROM jobrunner.job_history h
     WHERE h.finished_at > (SELECT now() - :minutes * interval '1 minute')
     ORDER BY h.finished_at DESC, h.id DESC LIMIT :sample
-), whole AS (
+), whole AS MATERIALIZED (
     SELECT s.this_minute, extract(epoch FROM now() - s.rate)::float8 AS rate_over,
            (SELECT coalesce(sum(p.ended_count), 0)::float8 FROM jobrunner.rollup_pending p
             WHERE p.slice >= s.rate AND p.outcome = 'succeeded') AS rate_count
