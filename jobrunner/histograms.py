@@ -13,7 +13,6 @@ BOUNDS_MS = tuple(step * 10**power for power in range(10) for step in (1, 3))[:1
 BUCKETS = len(BOUNDS_MS) + 1
 
 
-
 def bucket_of(ms: int) -> int:
     """The bucket that a duration is counted in, from 0."""
     return bisect_right(BOUNDS_MS, ms)
