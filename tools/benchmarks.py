@@ -142,7 +142,9 @@ def losing(documents: Mapping[str, Document]) -> str:
     for name, scenario in SCENARIOS.items():
         column = COLUMNS[scenario.figure]
         document = documents.get(name)
-        for ours, rival, times in losses(document, scenario.figure, higher_is_better=column.higher_is_better) if document else []:
+        if document is None:
+            continue
+        for ours, rival, times in losses(document, scenario.figure, higher_is_better=column.higher_is_better):
             mine, its = (median(rounds_of(document, entry, scenario.figure)) for entry in (ours, rival))
             close = ", which is within the noise" if times < ALIKE else ""
             less = "; it promises less (see Contenders)" if document["entries"][rival]["durability"].startswith(LESS) else ""
