@@ -96,7 +96,7 @@ SCENARIOS = (
         "our statements in batches of 100, with no worker around it. Tasks do nothing but count. Of several processes the first runs alone "
         "until the others have started, which costs the short suite more than the full one.",
         "jobs_per_second",
-        {"seconds": 1.5},
+        {"seconds": 1.0},
         {"seconds": 8},
         _noop_entries,
     ),
