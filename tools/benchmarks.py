@@ -142,7 +142,7 @@ def losing(documents: Mapping[str, Document]) -> str:
     for name, scenario in SCENARIOS.items():
         column = COLUMNS[scenario.figure]
         document = documents.get(name)
-        if not document:
+        if document is None:
             continue
         for ours, rival, times in losses(document, scenario.figure, higher_is_better=column.higher_is_better):
             mine, its = (median(rounds_of(document, entry, scenario.figure)) for entry in (ours, rival))

@@ -123,7 +123,7 @@ SCENARIOS = (
         {"jobs": 30, "pause_ms": 50},
         {"jobs": 200, "pause_ms": 50},
         _pickup_entries(load=False),
-        short_peers=("celery", "huey", "oban", "pgqueuer"),
+        short_peers=("celery", "huey", "pgqueuer"),
     ),
     Scenario(
         "pickup-load",
