@@ -17,6 +17,7 @@ from jobrunner import clock
 from jobrunner.errors import ArchiveError
 from jobrunner.history.archive import Handing
 from jobrunner.history.steps import PAGES, ArchiveFailed, Pruning, Step, Taken
+from jobrunner.maintenance.pruner import IN_USE
 from jobrunner.store import is_transient
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ logger = logging.getLogger("jobrunner.maintenance")
 BUDGET = 0.5  # seconds of a worker's round: for so long it claims nothing and writes no outcome
 STEP = 0.2  # seconds that a step should take: how much is read at once follows from the last one
 _LEAST_PAGES, _MOST_PAGES = 64, 16_384  # 0.5 to 128 MB
-_IN_USE = (pg.LockNotAvailable, pg.DeadlockDetected, pg.UndefinedTable)  # the last: somebody else dropped it a moment ago
 
 
 class Removed(NamedTuple):
@@ -177,7 +177,7 @@ class _Run:
         began = clock.monotonic()
         try:
             step = self.pruning.step()
-        except _IN_USE as error:
+        except IN_USE as error:
             logger.info("old history is in use; it goes another time", extra={"partition": self.pruning.at, "error": type(error).__name__})
             self._leave(in_use=(*self.removed.in_use, self.pruning.at))
             return True

@@ -27,7 +27,7 @@ LOCK_PATIENCE = timedelta(milliseconds=200)  # others that want the table queue 
 
 _LEAST = timedelta(days=1)  # partitions are days, and a worker that ended is looked at again for some minutes
 _MOST = timedelta(days=36_500)
-_IN_USE = (pg.LockNotAvailable, pg.DeadlockDetected, pg.UndefinedTable)  # the last: somebody else dropped it a moment ago
+IN_USE = (pg.LockNotAvailable, pg.DeadlockDetected, pg.UndefinedTable)  # the last: somebody else dropped it a moment ago
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,48 @@ class Pruned(NamedTuple):
     runs: int
     log_partitions: int
 
+    @property
+    def more(self) -> bool:
+        """Whether a bound was reached, so that something is left."""
+        return self.workers >= MOST_ROWS or self.runs >= MOST_ROWS or self.log_partitions >= MOST_PARTITIONS
+
+
+class DayDropper:
+    """Drops days of one partitioned table that are too old, a few at each call; what is in use is left for another time.
+
+    Args:
+        parent: the table.
+        what: it holds, in the plural.
+    """
+
+    def __init__(self, parent: str, what: str) -> None:
+        self._parent, self._what = parent, what
+        self._may_drop = True
+
+    def __call__(self, store: Store, keep: timedelta) -> int:
+        """Returns how many days are gone. Waits 200 ms for the table.
+
+        Raises:
+            psycopg.Error: the database is away, or refused what it should not.
+        """
+        if not self._may_drop:
+            return 0
+        try:
+            return store.drop_partitions(self._parent, keep, MOST_PARTITIONS, LOCK_PATIENCE)
+        except IN_USE as error:
+            logger.info("old %s are in use; they go another time", self._what, extra={"error": type(error).__name__})
+        except pg.InsufficientPrivilege:
+            self._may_drop = False
+            logger.info("old %s stay: only the owner of the tables may drop them", self._what)
+        return 0
+
 
 class Pruner:
     """Takes one bounded step at each call. Any number may be at it at once: each row and partition is taken by one of them."""
 
     def __init__(self, keep: Keep | None = None) -> None:
         self.keep = keep or Keep()
-        self._may_drop = True
+        self._drop_logs = DayDropper("job_logs", "job logs")
 
     def __call__(self, store: Store) -> Pruned:
         """Remove some of what is too old. Each kind is a transaction of its own; waits for no row lock, and 200 ms for a table.
@@ -81,20 +116,8 @@ class Pruner:
         pruned = Pruned(
             store.prune("workers", self.keep.workers, MOST_ROWS),
             store.prune("worker_runs", self.keep.runs, MOST_ROWS),
-            self._drop_logs(store),
+            self._drop_logs(store, self.keep.logs),
         )
         if any(pruned):
             logger.info("pruned", extra=pruned._asdict())
         return pruned
-
-    def _drop_logs(self, store: Store) -> int:
-        if not self._may_drop:
-            return 0
-        try:
-            return store.drop_partitions("job_logs", self.keep.logs, MOST_PARTITIONS, LOCK_PATIENCE)
-        except _IN_USE as error:
-            logger.info("old job logs are in use; they go another time", extra={"error": type(error).__name__})
-        except pg.InsufficientPrivilege:
-            self._may_drop = False
-            logger.info("old job logs stay: only the owner of the tables may drop them")
-        return 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from psycopg import errors as pg
 
-from jobrunner.maintenance.pruner import LOCK_PATIENCE, MOST_PARTITIONS
+from jobrunner.maintenance.pruner import MOST_PARTITIONS, DayDropper
 
 if TYPE_CHECKING:
     from jobrunner.store import Store
@@ -33,12 +33,17 @@ class KeepRollups:
     hours: timedelta = timedelta(days=400)
 
 
-class Settled(NamedTuple):
+class RolledUp(NamedTuple):
     """What one call has done: slices added up, days of minutes dropped, rows of hours forgotten."""
 
     slices: int
     days: int
     hours: int
+
+    @property
+    def more(self) -> bool:
+        """Whether a bound was reached, so that something is left."""
+        return self.slices >= MOST_STEPS * MOST_SLICES or self.days >= MOST_PARTITIONS or self.hours >= MOST_HOURS
 
 
 class Settler:
@@ -47,22 +52,24 @@ class Settler:
     def __init__(self, keep: KeepRollups | None = None) -> None:
         self.keep = keep or KeepRollups()
         self._may_write = True
-        self._may_drop = True
+        self._drop_days = DayDropper("rollup_minute", "minutes")
 
-    def __call__(self, store: Store) -> Settled:
+    def __call__(self, store: Store) -> RolledUp:
         """Settle what is there, up to a number, and forget some of what is too old. Each step is a transaction of its own.
 
         Raises:
             psycopg.Error: the database is away, or refused what it should not.
         """
         if not self._may_write:
-            return Settled(0, 0, 0)
+            return RolledUp(0, 0, 0)
         try:
-            settled = Settled(self._settle(store), self._drop_days(store), store.prune("rollup_hours", self.keep.hours, MOST_HOURS))
+            settled = RolledUp(
+                self._settle(store), self._drop_days(store, self.keep.minutes), store.prune("rollup_hours", self.keep.hours, MOST_HOURS)
+            )
         except pg.InsufficientPrivilege:
             self._may_write = False
             logger.warning("roll-ups are not settled: this login may not write to their tables; GRANT it, or let another worker's do it")
-            return Settled(0, 0, 0)
+            return RolledUp(0, 0, 0)
         if any(settled):
             logger.info("settled", extra=settled._asdict())
         return settled
@@ -74,15 +81,3 @@ class Settler:
             if settled < MOST_SLICES:
                 break
         return total
-
-    def _drop_days(self, store: Store) -> int:
-        if not self._may_drop:
-            return 0
-        try:
-            return store.drop_partitions("rollup_minute", self.keep.minutes, MOST_PARTITIONS, LOCK_PATIENCE)
-        except (pg.LockNotAvailable, pg.DeadlockDetected, pg.UndefinedTable) as error:
-            logger.info("old minutes are in use; they go another time", extra={"error": type(error).__name__})
-        except pg.InsufficientPrivilege:
-            self._may_drop = False
-            logger.info("old minutes stay: only the owner of the tables may drop them")
-        return 0

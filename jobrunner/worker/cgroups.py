@@ -20,6 +20,7 @@ import errno
 import os
 import re
 import signal
+from abc import ABC, abstractmethod
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ _RESET = b"reset\n"  # any word does
 _PROBE_LIMITS = (1 << 30, 1000)  # bytes and threads; whatever the kernel should take
 
 
-class Group:
+class Group(ABC):
     """One control group, not for several threads at once. `Cgroups.group` makes it."""
 
     _usage: str
@@ -82,8 +83,8 @@ class Group:
                 self._limit_processes(None)
         return self._limits is not None
 
-    def _limit_memory(self, size: int | None) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _limit_memory(self, size: int | None) -> bool: ...
 
     def _limit_processes(self, count: int | None) -> bool:
         if self._pids is None:
@@ -105,13 +106,13 @@ class Group:
         """Memory that is charged to the group now, page cache included; None when the group is gone."""
         return cgroupfs.number(f"{self._memory}/{self._usage}")
 
+    @abstractmethod
     def peak_bytes(self) -> int | None:
         """The most that was charged since the last `reset_peak`, page cache included; None where the kernel cannot reset it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reset_peak(self) -> bool:
         """Let the peak begin again at what is charged now. Returns whether it did."""
-        raise NotImplementedError
 
     def oom_kills(self) -> int:
         """How many processes of the group the kernel has killed for want of memory since it was made; the machine's want counts too."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jobrunner.jobs import ClaimedJob, LogLine, Note
     from jobrunner.settings import Dsn
     from jobrunner.worker.claimer import Claimer
+    from jobrunner.worker.upkeep import Report
 
 MAINTENANCE = 1.0  # seconds between looks for lost workers and cancellations
 _MAX_BACKOFF = 5.0  # seconds between attempts to reach a database that is away
@@ -47,7 +48,7 @@ class Link(threading.Thread):
     """
 
     def __init__(
-        self, dsn: Dsn, claimers: Sequence[Claimer], wake_main: Callable[[], None], chores: Sequence[Callable[[Store], object]] = ()
+        self, dsn: Dsn, claimers: Sequence[Claimer], wake_main: Callable[[], None], chores: Sequence[Callable[[Store], Report]] = ()
     ) -> None:
         super().__init__(name="jobrunner-link", daemon=True)
         self.dsn, self.claimers = dsn, claimers

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from jobrunner.settings import Dsn
     from jobrunner.store import Store
+    from jobrunner.worker.upkeep import Report
 
 MAX_POOL = 200  # characters of a pool's name: a line of `jobrunner workers runs` stays a line
 LEAST_MEMORY = 16_000_000  # bytes for --max-memory-per-child: below, it is a number whose unit was forgotten
@@ -80,7 +81,7 @@ class WorkerOptions:
     pool_slots: int = 1
     patience: timedelta = timedelta(0)
     fail_on_job_failure: bool = False
-    chores: tuple[Callable[[Store], object], ...] = ()
+    chores: tuple[Callable[[Store], Report], ...] = ()
     code_of: Callable[[BaseException], int] | None = None
 
     def __post_init__(self) -> None:

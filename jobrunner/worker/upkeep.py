@@ -6,7 +6,7 @@ It must not know what those other steps do. Any number of workers take them; eac
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import psycopg
 
@@ -24,6 +24,14 @@ CHORES = 300.0  # seconds between the other steps; each is bounded
 CHORES_AGAIN = 10.0  # seconds until the next when one of them says that there is more: a backlog goes away, and jobs run meanwhile
 
 
+class Report(Protocol):
+    """What a step has done."""
+
+    @property
+    def more(self) -> bool:
+        """Whether something is left to do."""
+
+
 class Upkeep:
     """The rare steps of one worker; used by one thread.
 
@@ -32,7 +40,7 @@ class Upkeep:
         now: `clock.monotonic()`.
     """
 
-    def __init__(self, chores: Sequence[Callable[[Store], object]], now: float) -> None:
+    def __init__(self, chores: Sequence[Callable[[Store], Report]], now: float) -> None:
         self._chores = chores
         self._partitions_at = now
         self._chores_at = now + CHORES * random.uniform(0.5, 1.0)  # noqa: S311  spreads workers that start together
@@ -53,8 +61,8 @@ class Upkeep:
 
     def finish(self, store: Store) -> bool:
         """Take the other steps now, also because the worker is about to leave. Returns whether one of them has more to do."""
-        said = [chore(store) for chore in self._chores]
-        return any(getattr(each, "more", False) for each in said)
+        reports = [chore(store) for chore in self._chores]
+        return any(report.more for report in reports)
 
     def _make_partitions(self, store: Store, now: float) -> None:
         try:

@@ -9,6 +9,7 @@ import ctypes
 import json
 import signal
 import threading
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock
@@ -101,7 +102,7 @@ class Voice:
         self._ear.listen()
 
 
-class Ear:
+class Ear(ABC):
     """Takes in orders and carries them out on the attempts that this child runs. Base of one for each way of running."""
 
     def __init__(self, orders: socket.socket) -> None:
@@ -138,9 +139,9 @@ class Ear:
         if len(self._early) > MOST_EARLY:
             del self._early[next(iter(self._early))]
 
+    @abstractmethod
     def interrupt(self, context: JobContext, error: BaseException) -> None:
         """Raise `error` in the task."""
-        raise NotImplementedError
 
 
 class ProcessEar(Ear):

@@ -15,7 +15,7 @@ from jobrunner import schema
 from jobrunner.histograms import BOUNDS_MS, BUCKETS, bucket_of
 from jobrunner.jobs import Ending, Succeeded, Unsuccessful
 from jobrunner.maintenance import rollups
-from jobrunner.maintenance.rollups import KeepRollups, Settled, Settler
+from jobrunner.maintenance.rollups import KeepRollups, RolledUp, Settler
 from jobrunner.states import State
 from jobrunner.store import Store
 from tests.support.cli import APP, Program
@@ -222,11 +222,11 @@ def test_who_may_end_jobs_need_not_be_able_to_count(own, fresh_dsn, caplog):
             own.execute("UPDATE jobrunner.rollup_pending SET slice = slice - interval '1 hour'")
             settle = Settler()
             for _ in range(2):
-                assert settle(Store(guest)) == Settled(0, 0, 0)
+                assert settle(Store(guest)) == RolledUp(0, 0, 0)
         assert [record.getMessage() for record in caplog.records if "GRANT" in record.getMessage()] == [caplog.messages[0]]
     finally:
         own.execute(f"DROP OWNED BY {GUEST}; DROP ROLE {GUEST}")
-    assert Settler()(own.store) == Settled(1, 0, 0)
+    assert Settler()(own.store) == RolledUp(1, 0, 0)
     assert outcomes(own.connection) == {"succeeded": 1}
 
 
@@ -242,18 +242,27 @@ def slices(scene, *ages, ended=1):
         )
 
 
+def test_who_stops_at_a_bound_says_that_there_is_more(scene, monkeypatch):
+    """A backlog of slices is not left for the next minutes: the worker takes the step again soon."""
+    monkeypatch.setattr(rollups, "MOST_SLICES", 1)
+    monkeypatch.setattr(rollups, "MOST_STEPS", 2)
+    slices(scene, *(timedelta(seconds=seconds) for seconds in (200, 300, 400)))
+    reports = [Settler()(scene.store) for _ in range(2)]
+    assert [(report.slices, report.more) for report in reports] == [(2, True), (1, False)]
+
+
 def test_slices_become_part_of_their_minute_and_their_hour(scene):
     """What is older than two minutes is added up, what is younger stays a slice; the views say the same before and after, and it is done once."""
     slices(scene, *(timedelta(seconds=seconds) for seconds in (1, 60, 200, 201, 3_700, 7_300)))
     before = [counted(scene.connection, hourly=hourly) for hourly in (False, True)]
-    assert Settler()(scene.store) == Settled(slices=4, days=0, hours=0)
-    assert Settler()(scene.store) == Settled(0, 0, 0)
+    assert Settler()(scene.store) == RolledUp(slices=4, days=0, hours=0)
+    assert Settler()(scene.store) == RolledUp(0, 0, 0)
     assert [counted(scene.connection, hourly=hourly) for hourly in (False, True)] == before
     assert scene.one("SELECT sum(ended_count) FROM jobrunner.rollup_pending") == 2
     assert scene.one("SELECT sum(ended_count) FROM jobrunner.rollup_minute") == 4
     assert scene.one("SELECT sum(ended_count) FROM jobrunner.rollup_hour") == 4
     slices(scene, timedelta(seconds=200))
-    assert Settler()(scene.store) == Settled(1, 0, 0)
+    assert Settler()(scene.store) == RolledUp(1, 0, 0)
     assert scene.one("SELECT sum(ended_count) FROM jobrunner.rollup_hour") == 5
 
 
@@ -272,7 +281,7 @@ def test_a_call_is_bounded_and_the_next_goes_on(scene, monkeypatch):
 def test_after_a_long_pause(scene):
     """What nobody settled for a week is added to its hours; minutes older than they are kept are not made any more."""
     slices(scene, timedelta(days=7), timedelta(days=2))
-    assert Settler()(scene.store) == Settled(2, 0, 0)
+    assert Settler()(scene.store) == RolledUp(2, 0, 0)
     assert scene.one("SELECT count(*) FROM jobrunner.rollup_hour") == 2
     assert scene.one("SELECT count(*) FROM jobrunner.rollup_minute") == 1
 
@@ -293,9 +302,9 @@ def test_what_is_too_old_goes(own, monkeypatch):
         " FROM unnest(ARRAY[0, 9598, 9602, 9603, 9700]) AS h"
     )
     settle = Settler()
-    assert settle(own.store) == Settled(0, 2, 2)
-    assert settle(own.store) == Settled(0, 1, 1)
-    assert settle(own.store) == Settled(0, 0, 0)
+    assert settle(own.store) == RolledUp(0, 2, 2)
+    assert settle(own.store) == RolledUp(0, 1, 1)
+    assert settle(own.store) == RolledUp(0, 0, 0)
     assert own.one("SELECT count(*) FROM jobrunner.rollup_hour") == 2
     kept = KeepRollups()
     assert (kept.minutes, kept.hours) == (timedelta(hours=72), timedelta(days=400))
@@ -311,8 +320,8 @@ def test_a_reader_of_minutes_is_not_disturbed(own, fresh_dsn):
         reader = sessions()
         with reader.connection.transaction():
             assert reader.one("SELECT count(*) FROM jobrunner.v_throughput") == 1
-            assert Settler()(own.store) == Settled(1, 0, 0)
-        assert Settler()(own.store) == Settled(0, 1, 0)
+            assert Settler()(own.store) == RolledUp(1, 0, 0)
+        assert Settler()(own.store) == RolledUp(0, 1, 0)
 
 
 def test_a_cron_run_settles_before_it_leaves(own, fresh_dsn, tmp_path):
