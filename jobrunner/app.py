@@ -52,7 +52,8 @@ class JobRunner:
             `JOBRUNNER_MAX_PAYLOAD_BYTES` of the environment, then of the Flask config, then a million.
         max_result_bytes: of one job's return value as JSON, found in the same way; an attempt that returns more has failed.
         wakeups: whether to send hints to idle workers; without them they find jobs by polling.
-        name: shown where several applications share a database.
+        name: shown where several applications share a database, and under it stand the code's rules of retention: without one it is the
+            Flask app's import name, and two applications that have the same would replace each other's rules.
         keep: how long finished jobs stay: a duration, `"forever"`, or a mapping by state, such as `{"succeeded": "30d"}`; without it
             `JOBRUNNER_KEEP_SUCCEEDED` and `JOBRUNNER_KEEP_FAILED`, then 30 and 180 days. Workers bring it to the database.
     """
