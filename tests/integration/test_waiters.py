@@ -153,6 +153,7 @@ def test_a_job_that_is_retried_goes_on_being_waited_for(task, connection):
 def test_moving_to_and_fro_is_never_absence(task, connection):
     """While a job fails and is retried again and again, whoever looks sees one or the other, never that there is no such job."""
     job = task.enqueue(1)
+    finish(connection, job.id, "failed")
     stop = threading.Event()
     seen = set()
 
@@ -168,8 +169,8 @@ def test_moving_to_and_fro_is_never_absence(task, connection):
         looking = [threads.submit(look) for _ in range(4)]
         try:
             for _ in range(300):
-                finish(connection, job.id, "failed")
                 job.retry()
+                finish(connection, job.id, "failed")
         finally:
             stop.set()
         for each in looking:
