@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from psycopg import errors as pg
 
 from jobrunner import arrays, clock, statements
-from jobrunner.connecting import patience
+from jobrunner.connecting import allow_preparing, patience, plans_once
 from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
 from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Registered, Remains, Succeeded
 from jobrunner.states import sources_of
@@ -43,8 +43,6 @@ _SEQUENCES: dict[Ending, tuple[str, ...]] = {
     Ending.CRASH: ("crash", "quarantine", "abort"),
     Ending.ABORT: ("abort",),
 }
-
-_ONLY_WHEN_ASKED = 2**31  # executions before psycopg prepares a statement by itself
 
 _TRANSIENT = (
     pg.DeadlockDetected,
@@ -235,6 +233,9 @@ class Store:
 
     def rescue(self) -> tuple[list[LostWorker], int]:
         """Give back the jobs of workers whose lease expired. Returns those found lost just now, and how many jobs were moved."""
+        (found,) = self._run("any_lost", {}).fetchone() or (False,)
+        if not found:
+            return [], 0
         with self.connection.transaction():
             looked_at = self._run("lost_workers", {}).fetchall()
             if not looked_at:
@@ -328,7 +329,7 @@ class Store:
         return DuplicateJob(*row) if row else DuplicateJob(job_id, "?")
 
     def _run(self, name: str, parameters: Mapping[str, Any]) -> Cursor[Any]:
-        return self.connection.execute(statements.load(name), parameters)
+        return self.connection.execute(statements.load(name), parameters, prepare=plans_once(self.connection) or None)
 
 
 class Database:
@@ -370,17 +371,6 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections; the next use opens new ones."""
         self.engine.dispose()
-
-
-def allow_preparing(connection: Connection[Any], _record: object = None) -> None:
-    """Statements that ask for it are prepared, on a direct connection only.
-
-    Behind a pooler a prepared statement may be looked for in another server process. A pooler shows: the process that answers is
-    not the one that the connection was told of.
-    """
-    row = connection.execute("SELECT pg_backend_pid()").fetchone()
-    if row is not None and row[0] == connection.info.backend_pid:
-        connection.prepare_threshold = _ONLY_WHEN_ASKED
 
 
 _attempt = attrgetter("id", "lease")

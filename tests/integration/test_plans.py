@@ -7,8 +7,12 @@ from typing import NamedTuple
 import psycopg
 import pytest
 
-from jobrunner import statements
+from jobrunner import clock, statements
+from jobrunner.connecting import connect, plan_once
+from jobrunner.jobs import Succeeded
+from jobrunner.settings import parse_dsn
 from jobrunner.states import State
+from jobrunner.store import Store
 from tests.support.calls import FENCED, MOST, RUNNING, Filled, fill, gather, parameters
 from tests.support.explain import explain
 from tests.support.rows import EXPIRED, TASK, Scene, array, fenced_parameters
@@ -18,6 +22,7 @@ SMALL = 1000  # a table of this size may be read whole, when a batch wants much 
 EMPTY, SIZES, HUGE = 0, (0, SMALL, 100_000), 1_000_000
 STATISTICS = ("analysed", "stale", "never")
 ROOM = 20  # buffers: a few more levels and split pages of an index
+PREPARED = pytest.mark.parametrize("prepared", [False, True], ids=["plain", "prepared"])
 PARTS_READ_TWICE = 2  # a statement that locks first and changes then reads each of its rows twice
 
 
@@ -57,6 +62,7 @@ EXPECTED: dict[str, Expected] = {
     "heartbeat": Expected(set()),
     "stop_worker": Expected(set()),
     "register_worker": Expected(set()),
+    "any_lost": Expected(set()),
     "lost_workers": Expected(set()),
     "ensure_partitions": Expected(set()),
     "left_due": Expected({"jobs_claim"}, extra=6 + 2 * MOST),
@@ -68,12 +74,12 @@ EXPECTED: dict[str, Expected] = {
 }
 
 
-def problems(scene: Scene, filled: Filled, batch: int) -> list[str]:
+def problems(scene: Scene, filled: Filled, batch: int, *, prepared: bool) -> list[str]:
     """Every statement whose plan is not as expected, with the plan."""
     found = []
     total = filled.queued + RUNNING
     for name, called_with in parameters(filled, batch).items():
-        plan, want = explain(scene.connection, name, called_with), EXPECTED[name]
+        plan, want = explain(scene.connection, name, called_with, prepared=prepared), EXPECTED[name]
         small = filled.queued <= SMALL
         live, history = want.rows * batch + want.extra, want.history * batch
         checks = {
@@ -82,7 +88,8 @@ def problems(scene: Scene, filled: Filled, batch: int) -> list[str]:
             "no scan of all jobs": small or not plan.sequential("jobs"),
             "indexes of jobs": small or {index for index in plan.indexes() if index.startswith("jobs_")} == want.indexes,
         }
-        found += [f"{name} × {batch}: {what}: {plan.outline()}" for what, holds in checks.items() if not holds]
+        how = "prepared" if prepared else "plain"
+        found += [f"{name} × {batch}, {how}: {what}: {plan.outline()}" for what, holds in checks.items() if not holds]
     return found
 
 
@@ -101,13 +108,15 @@ def test_every_statement_has_an_expected_plan():
 @pytest.mark.parametrize("statistics", STATISTICS)
 @pytest.mark.parametrize("size", [*SIZES, pytest.param(HUGE, marks=pytest.mark.slow)])
 def test_plans_name_their_indexes_and_read_few_rows(own, size, statistics):
-    """However many jobs there are and however old the statistics, a statement reads rows in proportion to its batch."""
+    """However many jobs there are, however old the statistics, prepared or not, a statement reads rows in proportion to its batch."""
     filled = fill(own, size, statistics)
-    assert [problem for batch in BATCHES for problem in problems(own, filled, batch)] == []
+    found = [problems(own, filled, batch, prepared=prepared) for batch in BATCHES for prepared in (False, True)]
+    assert [problem for each in found for problem in each] == []
 
 
+@PREPARED
 @pytest.mark.parametrize("statistics", STATISTICS)
-def test_looking_for_lost_workers_reads_only_them(own, statistics):
+def test_looking_for_lost_workers_reads_only_them(own, statistics, prepared):
     """With thousands of rows of workers long gone, the look for lost ones reads those that are lost."""
     if statistics == "stale":
         gather(own)
@@ -119,15 +128,19 @@ def test_looking_for_lost_workers_reads_only_them(own, statistics):
     lost, _alive = own.worker(EXPIRED), [own.worker() for _ in range(20)]
     if statistics == "analysed":
         gather(own)
-    plan = explain(own.connection, "lost_workers", {})
+    look = explain(own.connection, "any_lost", {}, prepared=prepared)
+    assert look.indexes() == {"workers_alive", "workers_stopped"}
+    assert look.rows_read("workers") <= 1
+    plan = explain(own.connection, "lost_workers", {}, prepared=prepared)
     assert plan.indexes() == {"workers_alive", "workers_stopped", "workers_pkey"}
     assert not plan.sequential("workers")
     assert plan.rows_read("workers") <= 4
     assert own.run("lost_workers", {}) == [lost]
 
 
+@PREPARED
 @pytest.mark.parametrize("statistics", ["analysed", "stale"])
-def test_jobs_for_later_at_a_more_urgent_priority_cost_nothing(own, statistics):
+def test_jobs_for_later_at_a_more_urgent_priority_cost_nothing(own, statistics, prepared):
     """A hundred thousand jobs for next month, more urgent than what is due: finding and claiming read what is due."""
     if statistics == "stale":
         gather(own)
@@ -138,17 +151,18 @@ def test_jobs_for_later_at_a_more_urgent_priority_cost_nothing(own, statistics):
         gather(own)
     worker = own.worker()
     assert [(found.priority, found.due_in_ms > 0) for found in own.store.find_due(["default"])] == [(-5, True), (0, False)]
-    find = explain(own.connection, "find_due", {"queues": ["default"]})
+    find = explain(own.connection, "find_due", {"queues": ["default"]}, prepared=prepared)
     assert find.rows_read("jobs") <= 2
     assert find.buffers <= 60
     base = {"worker_id": worker, "tasks": [TASK], "queue": "default", "take": 100, "floor_run_at": "1969-12-31 00:00+00", "floor_id": 0}
-    urgent = explain(own.connection, "claim", {**base, "priority": -5})
+    urgent = explain(own.connection, "claim", {**base, "priority": -5}, prepared=prepared)
     assert urgent.rows_read("jobs") == 0
     assert urgent.buffers <= 30
-    assert explain(own.connection, "claim", {**base, "priority": 0}).rows_read("jobs") <= 2 * len(due)
+    assert explain(own.connection, "claim", {**base, "priority": 0}, prepared=prepared).rows_read("jobs") <= 2 * len(due)
 
 
-def test_the_floor_keeps_a_claim_cheap_under_a_pinned_snapshot(own, fresh_dsn):
+@PREPARED
+def test_the_floor_keeps_a_claim_cheap_under_a_pinned_snapshot(own, fresh_dsn, prepared):
     """While an old snapshot keeps dead rows alive, a claim from the floor and a finish cost what they always do; a claim from the start
     walks over everything that was ever claimed, which is why there is a floor."""
     finished, batch = 20_000, 100
@@ -169,7 +183,7 @@ def test_the_floor_keeps_a_claim_cheap_under_a_pinned_snapshot(own, fresh_dsn):
 
     def pages(floor=None):
         at = {"floor_run_at": floor.run_at, "floor_id": floor.id} if floor else {}
-        return explain(own.connection, "claim", {**claim, **at}).index_buffers("jobs_claim")
+        return explain(own.connection, "claim", {**claim, **at}, prepared=prepared).index_buffers("jobs_claim")
 
     enqueue(batch)
     at_first = pages()
@@ -183,7 +197,7 @@ def test_the_floor_keeps_a_claim_cheap_under_a_pinned_snapshot(own, fresh_dsn):
         assert pages() >= 20 * pages(last)
         attempts = [(job.id, job.lease) for job in own.store.claim(worker, [TASK], "default", 0, batch)]
         for name in FENCED:
-            plan = explain(own.connection, name, fenced_parameters(name, attempts, delay_ms=5))
+            plan = explain(own.connection, name, fenced_parameters(name, attempts, delay_ms=5), prepared=prepared)
             assert plan.buffers <= 60 * batch, f"{name}: {plan.outline()}"
             assert plan.rows_read("jobs") <= PARTS_READ_TWICE * batch
 
@@ -198,3 +212,32 @@ def test_the_job_that_is_read_is_the_one_that_was_asked_for(own):
     assert len(own.run("rescue", called["rescue"])) == RUNNING // 2 - 5
     assert own.state(filled.first_running) is State.SUCCEEDED
     assert array([1, None]) == "{1,NULL}"
+
+
+def test_a_statement_is_planned_once_for_all_that_follow(own, fresh_dsn):
+    """On a worker's connection every statement is prepared at its first call, and no call has a plan of its own."""
+    filled = fill(own, SMALL, "analysed")
+    with connect(parse_dsn(fresh_dsn, "a test")) as connection:
+        plan_once(connection)
+        store = Store(connection)
+        for _ in range(3):
+            store.rescue()
+            store.find_due(["default"])
+            claimed = store.claim(filled.alive, [TASK], "default", 0, 5)
+            assert store.finish([Succeeded(job.id, job.lease, None, 0, 0, clock.monotonic()) for job in claimed]) == []
+        prepared = connection.execute(
+            "SELECT substring(statement from 'jobrunner:([a-z_]+)'), generic_plans, custom_plans FROM pg_prepared_statements"
+        ).fetchall()
+    assert {("find_due", 3, 0), ("claim", 3, 0), ("succeed", 3, 0)} <= set(prepared)
+    assert all(custom == 0 for _, _, custom in prepared)
+
+
+def test_a_look_for_lost_workers_that_finds_none_writes_nothing(own):
+    """Every worker looks every second: the look takes no lock and no transaction id, and could be made on a standby."""
+    own.worker()
+    own.execute("SET default_transaction_read_only = on")
+    assert own.store.rescue() == ([], 0)
+    own.execute("SET default_transaction_read_only = off")
+    own.worker(EXPIRED)
+    found, moved = own.store.rescue()
+    assert (len(found), moved) == (1, 0)

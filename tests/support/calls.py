@@ -84,7 +84,7 @@ def parameters(filled: Filled, batch: int) -> dict[str, dict[str, Any]]:
             "ids": array(job_id for job_id, _ in attempts), "leases": array(lease for _, lease in attempts), "lines": array([1] * batch),
             "levels": array([20] * batch), "loggers": ["shop"] * batch, "messages": ["sold"] * batch, "age_ms": array([3] * batch),
         },
-        "lost_workers": {}, "ensure_partitions": {"ahead": 7},
+        "any_lost": {}, "lost_workers": {}, "ensure_partitions": {"ahead": 7},
         "left_due": {"queues": ["default", "none"], "most": MOST},
         "prune_workers": {"keep_ms": 86_400_000, "most": 100}, "prune_worker_runs": {"keep_ms": 86_400_000, "most": 100},
         "drop_partitions": {"parent": "job_logs", "keep_ms": 30 * 86_400_000, "most": 2},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from psycopg import sql
+
 from jobrunner import statements
 
 if TYPE_CHECKING:
@@ -69,10 +71,25 @@ class Plan(NamedTuple):
         )
 
 
-def explain(connection: psycopg.Connection[Any], name: str, parameters: Mapping[str, Any]) -> Plan:
-    """Run a statement under EXPLAIN (ANALYZE, BUFFERS) and roll it back."""
+def explain(connection: psycopg.Connection[Any], name: str, parameters: Mapping[str, Any], *, prepared: bool = False) -> Plan:
+    """Run a statement under EXPLAIN (ANALYZE, BUFFERS) and roll it back; `prepared` is how workers run it: one plan for all parameters."""
     with connection.transaction(force_rollback=True):
-        row = connection.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statements.load(name), parameters).fetchone()
+        if prepared:
+            row = _executed(connection, name, parameters)
+        else:
+            row = connection.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statements.load(name), parameters).fetchone()
     assert row is not None
     root = row[0][0]["Plan"]
     return Plan(root, root["Shared Hit Blocks"] + root["Shared Read Blocks"])
+
+
+def _executed(connection: psycopg.Connection[Any], name: str, parameters: Mapping[str, Any]) -> Any:
+    order = sorted(statements.parameters(name))
+    text = statements.load(name) % {parameter: f"${place}" for place, parameter in enumerate(order, 1)}
+    connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+    connection.execute(sql.SQL("PREPARE explained AS ") + sql.SQL(text))
+    given = sql.SQL("({})").format(sql.SQL(", ").join(parameters[parameter] for parameter in order)) if order else sql.SQL("")
+    try:
+        return connection.execute(sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE explained") + given).fetchone()
+    finally:
+        connection.execute("DEALLOCATE explained")
