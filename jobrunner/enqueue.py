@@ -75,7 +75,9 @@ def submit(application: Application, task: Task[..., Any], options: Options, arg
     fence = current_fence(application)
     if fence is not None:
         parameters.setdefault("parent_id", fence.id)
-    statement = inserting.insert_one(tuple(parameters), delayed=options.delay is not None, unique=bool(unique), fenced=fence is not None)
+    statement = inserting.insert_one(
+        tuple(parameters), delayed=options.delay is not None, unique=bool(unique), fenced=fence is not None
+    )
     if options.delay is not None:
         parameters["delay"] = options.delay
     if fence is not None:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 from psycopg import errors as pg
 
-from jobrunner.connecting import connect, explain
+from jobrunner.connecting import allow_preparing, connect, explain
 from jobrunner.errors import DatabaseUnreachable, SchemaMissing
 from jobrunner.states import State
-from jobrunner.store import allow_preparing
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,6 @@
 """Owns the connections that stand ready for our next statement, each with its cursor, in front of SQLAlchemy's pool.
 
-It must not open connections nor bound their number: the pool does. A checkout there runs a dozen functions and costs a tenth of a
-whole enqueue; here it is one `pop`.
+It must not open connections nor bound their number: the pool does. A checkout there runs a dozen functions, here it is one `pop`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Kept:
 
     Attributes:
         connection: psycopg's.
-        cursor: made once; a new one for each statement would cost a fifth of the statement's Python.
+        cursor: made once; a new one for each statement is a good part of what the statement computes.
         home: where it goes back to.
     """
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import psycopg
 
+from jobrunner.connecting import allow_preparing
 from jobrunner.settings import CHANNEL
-from jobrunner.store import allow_preparing
 
 if TYPE_CHECKING:
     from jobrunner.settings import Dsn
@@ -151,7 +151,7 @@ class Waker:
                     application_name="jobrunner wake-ups",
                 )
                 allow_preparing(connection)
-            # Prepared, a hint costs the server a third of what it does otherwise; planning would be the larger part.
+            # Prepared, because planning would cost the server more than all the rest of a hint.
             connection.execute(_NOTIFY, (CHANNEL, queues), prepare=True)
         except psycopg.Error as error:
             _close(connection)

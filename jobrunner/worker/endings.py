@@ -27,10 +27,14 @@ def died(run: Run, kill: Kill | None, cause: str, now: float, *, cpu_ms: int | N
     if kill is not None:
         return Unsuccessful(kill.ending, job.id, job.lease, kill.error_type, kill.message, exit_cause=kill.exit_cause, **spent)
     message = f"the process running the job died ({cause})"
-    return Unsuccessful(Ending.CRASH, job.id, job.lease, "jobrunner.errors.WorkerProcessDied", message, exit_cause=cause, **spent)
+    return Unsuccessful(
+        Ending.CRASH, job.id, job.lease, "jobrunner.errors.WorkerProcessDied", message, exit_cause=cause, **spent
+    )
 
 
-def reported(run: Run, ending: str, words: list[Any], spent: tuple[int, int | None, int | None], now: float, overrun: Kill | None) -> Ended:
+def reported(
+    run: Run, ending: str, words: list[Any], spent: tuple[int, int | None, int | None], now: float, overrun: Kill | None
+) -> Ended:
     """The outcome of an attempt that its child has told.
 
     Args:

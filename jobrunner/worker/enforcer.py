@@ -170,7 +170,9 @@ class Enforcer:
         if limits is not None:
             self._check_use(child, run, limits, memory, used, now)
 
-    def _check_use(self, child: Child, run: Run, limits: dict[str, int | None], memory: int, used: procfs.Usage, now: float) -> None:
+    def _check_use(
+        self, child: Child, run: Run, limits: dict[str, int | None], memory: int, used: procfs.Usage, now: float
+    ) -> None:
         limit, cpu_ms, processes = limits.get("memory"), limits.get("cpu_ms"), limits.get("processes")
         if limit is not None and memory > limit:
             self._exceeded(child, run, "MemoryLimitExceeded", f"held {memory:,} bytes; its memory_limit is {limit:,}", "memory", now)
