@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from jobrunner import statements
+from jobrunner.connecting import allow_preparing
 from jobrunner.states import State
 from jobrunner.store import PREPARED
 from tests.support.calls import FENCED, MOST, RUNNING, Filled, fill, gather, parameters
@@ -21,6 +22,7 @@ BATCHES = (1, 100, 1000)
 SMALL = 1000  # a table of this size may be read whole, when a batch wants much of it: that is as cheap as an index
 EMPTY, SIZES, HUGE = 0, (0, SMALL, 100_000), 1_000_000
 STATISTICS = ("analysed", "stale", "never")
+PLANS_TRIED = 5  # by PostgreSQL, each for its own parameters, before it looks whether one for all would do
 ROOM = 20  # buffers: a few more levels and split pages of an index
 PARTS_READ_TWICE = 2  # a statement that locks first and changes then reads each of its rows twice
 
@@ -123,6 +125,15 @@ def test_a_plan_made_once_on_empty_tables_is_good_for_full_ones(own, fresh_dsn, 
             prepared.explain(connection, name, parameters(Filled(0, 1, 1, nobody, nobody), 1)[name])
         filled = fill(own, 100_000, statistics)
         assert [problem for batch in BATCHES for problem in problems(own, filled, batch, PREPARED, prepared.explain)] == []
+
+
+def test_looking_for_due_jobs_is_not_planned_at_every_call(own):
+    """After the five plans of its own that PostgreSQL tries, a prepared `find_due` uses one that is kept."""
+    allow_preparing(own.connection)
+    for _ in range(PLANS_TRIED + 3):
+        own.store.find_due(["default"])
+    kept = "SELECT custom_plans, generic_plans FROM pg_prepared_statements WHERE statement LIKE '%jobrunner:find_due%'"
+    assert own.execute(kept).fetchall() == [(PLANS_TRIED, 3)]
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
