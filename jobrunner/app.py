@@ -254,7 +254,7 @@ def _after_fork() -> None:
     for jobs in list(_known):
         jobs._lock = threading.Lock()  # noqa: SLF001
         if jobs._database is not None:  # noqa: SLF001
-            jobs._database.engine.dispose(close=False)  # noqa: SLF001
+            jobs._database.forget()  # noqa: SLF001
 
 
 _known: weakref.WeakSet[JobRunner] = weakref.WeakSet()

@@ -106,11 +106,6 @@ def plan_once(connection: Connection[Any]) -> None:
         connection.execute("SET plan_cache_mode = force_generic_plan")
 
 
-def plans_once(connection: Connection[Any]) -> bool:
-    """Whether `allow_preparing` or `plan_once` found that statements may be prepared here."""
-    return connection.prepare_threshold == _ONLY_WHEN_ASKED
-
-
 def patience(dsn: Dsn) -> dict[str, int]:
     """How long to wait for an answer to a connection or on one, in libpq's words, as far as the address does not say it itself.
 

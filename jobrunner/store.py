@@ -16,9 +16,10 @@ import sqlalchemy as sa
 from psycopg import errors as pg
 
 from jobrunner import arrays, clock, statements
-from jobrunner.connecting import allow_preparing, patience, plans_once
+from jobrunner.connecting import allow_preparing, patience
 from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
 from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Registered, Remains, Succeeded
+from jobrunner.ready import Ready
 from jobrunner.states import sources_of
 
 if TYPE_CHECKING:
@@ -329,7 +330,8 @@ class Store:
         return DuplicateJob(*row) if row else DuplicateJob(job_id, "?")
 
     def _run(self, name: str, parameters: Mapping[str, Any]) -> Cursor[Any]:
-        return self.connection.execute(statements.load(name), parameters, prepare=plans_once(self.connection) or None)
+        # Prepared where `allow_preparing` has found that it may be.
+        return self.connection.execute(statements.load(name), parameters, prepare=True)
 
 
 class Database:
@@ -354,23 +356,26 @@ class Database:
             connect_args={**patience(dsn), "prepare_threshold": None, "application_name": "jobrunner"},
         )
         sa.event.listen(self.engine, "connect", allow_preparing)
+        self.ready = Ready(self.engine.raw_connection, pool_size)
 
     @contextmanager
     def store(self) -> Iterator[Store]:
         """A `Store` on a pooled connection, for the length of the block. A broken connection is not given back."""
-        raw = self.engine.raw_connection()
-        connection = cast("Connection[Any]", raw.driver_connection)
+        kept = self.ready.take()
         try:
-            yield Store(connection)
-        except psycopg.OperationalError:
-            raw.invalidate()
-            raise
+            yield Store(kept.connection)
         finally:
-            raw.close()
+            self.ready.give(kept)
 
     def close(self) -> None:
         """Close the pooled connections; the next use opens new ones."""
+        self.ready.close()
         self.engine.dispose()
+
+    def forget(self) -> None:
+        """In a forked child: leave the parent's connections alone; the next use opens new ones."""
+        self.ready.forget()
+        self.engine.dispose(close=False)
 
 
 _attempt = attrgetter("id", "lease")

@@ -214,7 +214,7 @@ class _Reads:
         with self._lock:
             if self._database is None or self._pid != os.getpid() or self._database.dsn != dsn:
                 if self._database is not None:
-                    self._database.engine.dispose(close=self._pid == os.getpid())  # a forked child must not close the parent's sockets
+                    (self._database.close if self._pid == os.getpid() else self._database.forget)()
                 self._database, self._pid = Database(dsn, pool_size=POOL_SIZE), os.getpid()
             return self._database
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
-from jobrunner import arrays, payload, places, schema, statements
+from jobrunner import arrays, payload, places, ready, schema, statements
 from jobrunner.errors import ConfigurationError, Fail, LeaseLost
 from jobrunner.jobs import Note, Succeeded
 
@@ -193,7 +193,7 @@ def _drop_dead_connections(session: Session) -> None:
     """One that the server closed while it lay in the pool must not cost an attempt; asking the socket costs no round trip."""
     for _ in range(_POOLED):
         connection = places.connection_of(session)
-        alive = not places.hung_up(connection.connection.driver_connection)
+        alive = not ready.hung_up(connection.connection.driver_connection)
         if not alive:
             connection.invalidate()
         session.rollback()  # nothing was sent; the body may still choose how its transaction begins

@@ -125,10 +125,10 @@ def test_a_direct_connection_prepares_its_insert(fresh_dsn):
 
     for number in range(3):
         work.enqueue(number)
-    with jobs.database.engine.connect() as connection:
-        prepared = connection.scalars(sa.text("SELECT statement FROM pg_prepared_statements")).all()
+    with jobs.database.store() as store:
+        prepared = store.connection.execute("SELECT statement FROM pg_prepared_statements").fetchall()
     jobs.close()
-    assert len([text for text in prepared if "INSERT INTO jobrunner.jobs" in text]) == 1
+    assert len([text for (text,) in prepared if "INSERT INTO jobrunner.jobs" in text]) == 1
 
 
 @pytest.mark.needs("pgbouncer")

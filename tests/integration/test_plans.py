@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 import pytest
 
 from jobrunner import clock, statements
-from jobrunner.connecting import connect, plan_once
+from jobrunner.connecting import allow_preparing, connect, plan_once
 from jobrunner.jobs import Succeeded
 from jobrunner.settings import parse_dsn
 from jobrunner.states import State
 from jobrunner.store import Store
 from tests.support.calls import FENCED, MOST, RUNNING, Filled, fill, gather, parameters
-from tests.support.explain import explain
+from tests.support.explain import Plan, Prepared, explain, explain_prepared
 from tests.support.rows import EXPIRED, TASK, Scene, array, fenced_parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BATCHES = (1, 100, 1000)
 SMALL = 1000  # a table of this size may be read whole, when a batch wants much of it: that is as cheap as an index
 EMPTY, SIZES, HUGE = 0, (0, SMALL, 100_000), 1_000_000
 STATISTICS = ("analysed", "stale", "never")
+PLANS_TRIED = 5  # by PostgreSQL, each for its own parameters, before it looks whether one for all would do
 ROOM = 20  # buffers: a few more levels and split pages of an index
-PREPARED = pytest.mark.parametrize("prepared", [False, True], ids=["plain", "prepared"])
+BOTH_WAYS = pytest.mark.parametrize("look", [explain, explain_prepared], ids=["plain", "prepared"])
 PARTS_READ_TWICE = 2  # a statement that locks first and changes then reads each of its rows twice
 
 
@@ -74,12 +78,12 @@ EXPECTED: dict[str, Expected] = {
 }
 
 
-def problems(scene: Scene, filled: Filled, batch: int, *, prepared: bool) -> list[str]:
+def problems(scene: Scene, filled: Filled, batch: int, look: Callable[..., Plan] = explain) -> list[str]:
     """Every statement whose plan is not as expected, with the plan."""
     found = []
     total = filled.queued + RUNNING
     for name, called_with in parameters(filled, batch).items():
-        plan, want = explain(scene.connection, name, called_with, prepared=prepared), EXPECTED[name]
+        plan, want = look(scene.connection, name, called_with), EXPECTED[name]
         small = filled.queued <= SMALL
         live, history = want.rows * batch + want.extra, want.history * batch
         checks = {
@@ -88,8 +92,7 @@ def problems(scene: Scene, filled: Filled, batch: int, *, prepared: bool) -> lis
             "no scan of all jobs": small or not plan.sequential("jobs"),
             "indexes of jobs": small or {index for index in plan.indexes() if index.startswith("jobs_")} == want.indexes,
         }
-        how = "prepared" if prepared else "plain"
-        found += [f"{name} × {batch}, {how}: {what}: {plan.outline()}" for what, holds in checks.items() if not holds]
+        found += [f"{name} × {batch}, {look.__name__}: {what}: {plan.outline()}" for what, holds in checks.items() if not holds]
     return found
 
 
@@ -110,13 +113,34 @@ def test_every_statement_has_an_expected_plan():
 def test_plans_name_their_indexes_and_read_few_rows(own, size, statistics):
     """However many jobs there are, however old the statistics, prepared or not, a statement reads rows in proportion to its batch."""
     filled = fill(own, size, statistics)
-    found = [problems(own, filled, batch, prepared=prepared) for batch in BATCHES for prepared in (False, True)]
-    assert [problem for each in found for problem in each] == []
+    assert [problem for batch in BATCHES for look in (explain, explain_prepared) for problem in problems(own, filled, batch, look)] == []
 
 
-@PREPARED
 @pytest.mark.parametrize("statistics", STATISTICS)
-def test_looking_for_lost_workers_reads_only_them(own, statistics, prepared):
+def test_a_plan_made_once_on_empty_tables_is_good_for_full_ones(own, fresh_dsn, statistics):
+    """A worker that started before the first job prepared its statements then: 100,000 jobs later they still use their indexes."""
+    nobody = own.worker()
+    with psycopg.connect(fresh_dsn, autocommit=True) as connection:
+        prepared = Prepared(connection)
+        for name in EXPECTED:
+            prepared.prepare(name)
+            prepared.explain(connection, name, parameters(Filled(0, 1, 1, nobody, nobody), 1)[name])
+        filled = fill(own, 100_000, statistics)
+        assert [problem for batch in BATCHES for problem in problems(own, filled, batch, prepared.explain)] == []
+
+
+def test_looking_for_due_jobs_is_not_planned_at_every_call(own):
+    """After the five plans of its own that PostgreSQL tries, a prepared `find_due` uses one that is kept."""
+    allow_preparing(own.connection)
+    for _ in range(PLANS_TRIED + 3):
+        own.store.find_due(["default"])
+    kept = "SELECT custom_plans, generic_plans FROM pg_prepared_statements WHERE statement LIKE '%jobrunner:find_due%'"
+    assert own.execute(kept).fetchall() == [(PLANS_TRIED, 3)]
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_looking_for_lost_workers_reads_only_them(own, statistics, look):
     """With thousands of rows of workers long gone, the look for lost ones reads those that are lost."""
     if statistics == "stale":
         gather(own)
@@ -128,19 +152,19 @@ def test_looking_for_lost_workers_reads_only_them(own, statistics, prepared):
     lost, _alive = own.worker(EXPIRED), [own.worker() for _ in range(20)]
     if statistics == "analysed":
         gather(own)
-    look = explain(own.connection, "any_lost", {}, prepared=prepared)
-    assert look.indexes() == {"workers_alive", "workers_stopped"}
-    assert look.rows_read("workers") <= 1
-    plan = explain(own.connection, "lost_workers", {}, prepared=prepared)
+    asked = look(own.connection, "any_lost", {})
+    assert asked.indexes() == {"workers_alive", "workers_stopped"}
+    assert asked.rows_read("workers") <= 1
+    plan = look(own.connection, "lost_workers", {})
     assert plan.indexes() == {"workers_alive", "workers_stopped", "workers_pkey"}
     assert not plan.sequential("workers")
     assert plan.rows_read("workers") <= 4
     assert own.run("lost_workers", {}) == [lost]
 
 
-@PREPARED
+@BOTH_WAYS
 @pytest.mark.parametrize("statistics", ["analysed", "stale"])
-def test_jobs_for_later_at_a_more_urgent_priority_cost_nothing(own, statistics, prepared):
+def test_jobs_for_later_at_a_more_urgent_priority_cost_nothing(own, statistics, look):
     """A hundred thousand jobs for next month, more urgent than what is due: finding and claiming read what is due."""
     if statistics == "stale":
         gather(own)
@@ -151,18 +175,18 @@ def test_jobs_for_later_at_a_more_urgent_priority_cost_nothing(own, statistics, 
         gather(own)
     worker = own.worker()
     assert [(found.priority, found.due_in_ms > 0) for found in own.store.find_due(["default"])] == [(-5, True), (0, False)]
-    find = explain(own.connection, "find_due", {"queues": ["default"]}, prepared=prepared)
+    find = look(own.connection, "find_due", {"queues": ["default"]})
     assert find.rows_read("jobs") <= 2
     assert find.buffers <= 60
     base = {"worker_id": worker, "tasks": [TASK], "queue": "default", "take": 100, "floor_run_at": "1969-12-31 00:00+00", "floor_id": 0}
-    urgent = explain(own.connection, "claim", {**base, "priority": -5}, prepared=prepared)
+    urgent = look(own.connection, "claim", {**base, "priority": -5})
     assert urgent.rows_read("jobs") == 0
     assert urgent.buffers <= 30
-    assert explain(own.connection, "claim", {**base, "priority": 0}, prepared=prepared).rows_read("jobs") <= 2 * len(due)
+    assert look(own.connection, "claim", {**base, "priority": 0}).rows_read("jobs") <= 2 * len(due)
 
 
-@PREPARED
-def test_the_floor_keeps_a_claim_cheap_under_a_pinned_snapshot(own, fresh_dsn, prepared):
+@BOTH_WAYS
+def test_the_floor_keeps_a_claim_cheap_under_a_pinned_snapshot(own, fresh_dsn, look):
     """While an old snapshot keeps dead rows alive, a claim from the floor and a finish cost what they always do; a claim from the start
     walks over everything that was ever claimed, which is why there is a floor."""
     finished, batch = 20_000, 100
@@ -183,7 +207,7 @@ def test_the_floor_keeps_a_claim_cheap_under_a_pinned_snapshot(own, fresh_dsn, p
 
     def pages(floor=None):
         at = {"floor_run_at": floor.run_at, "floor_id": floor.id} if floor else {}
-        return explain(own.connection, "claim", {**claim, **at}, prepared=prepared).index_buffers("jobs_claim")
+        return look(own.connection, "claim", {**claim, **at}).index_buffers("jobs_claim")
 
     enqueue(batch)
     at_first = pages()
@@ -197,7 +221,7 @@ def test_the_floor_keeps_a_claim_cheap_under_a_pinned_snapshot(own, fresh_dsn, p
         assert pages() >= 20 * pages(last)
         attempts = [(job.id, job.lease) for job in own.store.claim(worker, [TASK], "default", 0, batch)]
         for name in FENCED:
-            plan = explain(own.connection, name, fenced_parameters(name, attempts, delay_ms=5), prepared=prepared)
+            plan = look(own.connection, name, fenced_parameters(name, attempts, delay_ms=5))
             assert plan.buffers <= 60 * batch, f"{name}: {plan.outline()}"
             assert plan.rows_read("jobs") <= PARTS_READ_TWICE * batch
 
