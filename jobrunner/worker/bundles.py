@@ -38,8 +38,14 @@ class Bundle:
 
     def send(self, sock: socket.socket, jobs: Sequence[bytes]) -> None:
         """Send the jobs, encoded, without waiting. Raises BlockingIOError when the child's inbox is full."""
-        if self._turns is not None:
+        if self._turns is None:
+            return
+        try:
             wire.send_bundle(sock, jobs, self._turns)
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:  # this user has as many descriptors on their way as he may: some arrive soon
+                raise BlockingIOError(error.errno, error.strerror) from error
+            raise
 
     def recall(self) -> Sequence[int]:
         """Take what is left of the turns, and close. Returns the ids of the jobs that have not begun and will not any more."""

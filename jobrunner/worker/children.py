@@ -324,7 +324,7 @@ class Child:
                 else:
                     self._send_bundle(runs[start : start + len(batch)], batch)
                     start += len(batch)
-            except OSError:  # it is full, or nobody is there any more
+            except (BlockingIOError, ConnectionError):  # it is full, or nobody is there any more
                 break
         return runs[start:]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
@@ -247,6 +248,22 @@ def test_a_counter_that_is_another_file_by_now_ends_the_child(ends, tmp_path):
     assert ends.take_back() == list(range(1, 10))
     os.close(turns)
     ends.inbox = Inbox(ends.child.inbox_there)
+
+
+def test_too_many_descriptors_on_their_way_are_a_full_inbox(ends, monkeypatch):
+    """The kernel bounds how many a user may have sent and nobody has read: the jobs stay with the worker, and no counter stays open."""
+
+    def refuse(*_):
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(wire, "send_bundle", refuse)
+        before = open_files()
+        assert ends.send([claimed(number) for number in range(10)]) == list(range(10))
+        assert open_files() == before
+    ends.end(range(10))
+    assert ends.send([claimed(number) for number in range(10)]) == []
+    assert ends.begin(10) == list(range(10))
 
 
 def test_where_there_is_no_such_counter_jobs_travel_alone(ends, monkeypatch):
