@@ -38,6 +38,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 POOL_SIZE = 5  # connections that stay open; as many again may be opened under load
+_NOTHING = nullcontext()  # one for all: it is entered for every job
 _OFF = {"0", "false", "no", "off"}
 
 
@@ -213,7 +214,7 @@ class JobRunner:
 
     def execution_context(self) -> AbstractContextManager[Any]:
         """What a worker enters around each job: a fresh Flask app context, or nothing."""
-        return self.app.app_context() if self.app is not None else nullcontext()
+        return self.app.app_context() if self.app is not None else _NOTHING
 
     def submit(self, task: Task[..., Any], options: Options, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[Any]:
         """Write one job; use `task.enqueue`."""

@@ -243,8 +243,8 @@ def _finish(session: Session, guard: _Guard, context: JobContext, result: str | 
 
 
 def _measures(spent: Spent) -> tuple[int, int | None, float, int | None]:
-    run_ms, cpu_ms, peak = spent.read()
-    return run_ms, cpu_ms, 0.0, peak
+    run_us, cpu_ms, peak = spent.read()
+    return round(run_us / 1000), cpu_ms, 0.0, peak
 
 
 def _succeed(connection: sa.Connection, outcome: Succeeded) -> bool:
