@@ -354,4 +354,14 @@ retention_changes = Table(
 )
 Index("retention_changes_part", retention_changes.c.part)
 
+upkeep_turn = Table(
+    "upkeep_turn",
+    metadata,
+    Column("id", Integer, nullable=False, server_default=text("1")),
+    Column("worker_id", BigInteger, nullable=False),
+    Column("until", _AT, nullable=False),
+    PrimaryKeyConstraint("id", name="upkeep_turn_pkey"),
+    CheckConstraint("id = 1", name="upkeep_turn_one"),
+)
+
 PARTITIONED = ("job_history", "job_attempts", "job_logs", "rollup_minute")
