@@ -159,6 +159,21 @@ Index(
     job_history.c.id.desc(),
     postgresql_where=text("state <> 'succeeded'"),
 )
+Index(
+    "job_history_task_unsuccessful",
+    job_history.c.task,
+    job_history.c.finished_at.desc(),
+    job_history.c.id.desc(),
+    postgresql_include=["state"],  # counted without a look at the rows
+    postgresql_where=text("state <> 'succeeded'"),
+)
+Index(
+    "job_history_queue",
+    job_history.c.queue,
+    job_history.c.finished_at.desc(),
+    job_history.c.id.desc(),
+    postgresql_where=text("queue <> 'default'"),
+)
 
 job_attempts = Table(
     "job_attempts",
