@@ -250,6 +250,10 @@ class Store:
             lost = [LostWorker(worker_id, name) for worker_id, name, newly_lost in looked_at if newly_lost]
             return lost, sum(self._run(name, ids).rowcount for name in ("rescue", "rescue_quarantine", "rescue_abort"))
 
+    def take_turn(self, worker_id: int, turn: timedelta) -> bool:
+        """Be the only worker at upkeep for so long; no time at all ends it. False while another one is. Waits for no lock."""
+        return self._run("take_turn", {"worker_id": worker_id, "turn_ms": _ms(turn)}).fetchone() is not None
+
     def ensure_partitions(self, ahead: int) -> int:
         """Make the partitions of the next `ahead` days. Returns how many were made."""
         return cast("int", self._run("ensure_partitions", {"ahead": ahead}).fetchone()[0])  # type: ignore[index]

@@ -19,10 +19,10 @@ from jobrunner.errors import DatabaseUnreachable
 from jobrunner.jobs import Ended, Ending, Unsuccessful
 from jobrunner.store import Store, is_transient
 from jobrunner.worker import notebook
+from jobrunner.worker.chores import Chores
 from jobrunner.worker.claimer import Room
 from jobrunner.worker.finisher import Finisher
 from jobrunner.worker.log import logger
-from jobrunner.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ class Link(threading.Thread):
         self._connection: Connection[Any] | None = None
         self._held: dict[int, int] = {}  # job id → lease, from a claim's answer to the commit of its outcome
         self._maintain_at = 0.0
-        self._upkeep = Upkeep(chores, clock.monotonic())
+        self._chores = Chores(dsn, chores)
         self._tidy = False
         self._outage_since: float | None = None
         self._failures = 0
@@ -208,15 +208,15 @@ class Link(threading.Thread):
             self._maintain(store)
         self._claim(store)
         if maintains:
-            self._upkeep.run(store, clock.monotonic())
+            self._chores.mind(store, self.worker_id)
 
     def _finish(self) -> None:
         """Nothing is left to write. The rare steps are for a database that answers; others take them as well."""
-        if self._tidy and self._outage_since is None:
-            try:
-                self._upkeep.finish(self._connected())
-            except (psycopg.Error, DatabaseUnreachable, OSError) as error:
-                logger.warning("upkeep broken off; others take it up", extra={"error": type(error).__name__})
+        tidy = self._tidy and self._outage_since is None
+        try:
+            self._chores.leave(self._connected if tidy else None)
+        except (psycopg.Error, DatabaseUnreachable, OSError) as error:
+            logger.warning("upkeep broken off; others take it up", extra={"error": type(error).__name__})
 
     def _write_words(self, store: Store, *, at_once: bool) -> None:
         """Write what jobs said: before any end that is about to be written, else when it has waited long enough."""

@@ -75,6 +75,7 @@ EXPECTED: dict[str, Expected] = {
     "drop_partitions": Expected(set()),
     "settle_rollups": Expected(set()),
     "prune_rollup_hours": Expected(set()),
+    "take_turn": Expected(set()),
 }
 
 

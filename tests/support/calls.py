@@ -89,5 +89,6 @@ def parameters(filled: Filled, batch: int) -> dict[str, dict[str, Any]]:
         "prune_workers": {"keep_ms": 86_400_000, "most": 100}, "prune_worker_runs": {"keep_ms": 86_400_000, "most": 100},
         "drop_partitions": {"parent": "job_logs", "keep_ms": 30 * 86_400_000, "most": 2},
         "settle_rollups": {"age_ms": 120_000, "minutes_ms": 3 * 86_400_000, "most": 100},
+        "take_turn": {"worker_id": 1, "turn_ms": 1000},
         "prune_rollup_hours": {"keep_ms": 400 * 86_400_000, "most": 100},
     }  # fmt: skip

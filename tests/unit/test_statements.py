@@ -140,6 +140,7 @@ def test_the_store_passes_what_the_files_ask_for(monkeypatch):
     store.log([LogLine(1, 1, 1, 20, "shop", "sold", 1.0)])
     store.held_jobs(1)
     store.ensure_partitions(1)
+    store.take_turn(1, second)
     store.prune("workers", second, 1)
     store.prune("worker_runs", second, 1)
     store.drop_partitions("job_logs", second, 1, second)
