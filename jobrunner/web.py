@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from jobrunner.app import JobRunner, find_jobrunner
-from jobrunner.errors import ConfigurationError
+from jobrunner.errors import ConfigurationError, EnqueueError
 from jobrunner.inspection import registered_tasks
 from jobrunner.policies import Policy
 from jobrunner.store import Database
@@ -239,6 +239,12 @@ class _Enqueue:
     def __call__(self, task: str, args: Mapping[str, Any], options: Mapping[str, Any]) -> Job[Any]:
         own: dict[str, Any] = {**options, "session": None}  # never in a session of the host app: nobody would commit it
         if len(self._jobs.registry):
+            home = self._jobs.branch_of(own.get("queue") or self._jobs.registry[task].policy.queue)
+            if home is not self._jobs:
+                raise EnqueueError(
+                    f"the queue of this job lives in the database {home.database_name!r}, and this dashboard shows another",
+                    hint=f"use the dashboard of that database: jobrunner web --database {home.database_name}",
+                )
             return self._jobs.enqueue(task, args, **own)
         known = registered_tasks(self._jobs.database)
         if task not in known:
