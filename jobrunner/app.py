@@ -22,7 +22,7 @@ from jobrunner.loading import find_jobrunner
 from jobrunner.payload import decode_args
 from jobrunner.policies import Policy, Running
 from jobrunner.routing import DEFAULT_DATABASE, HOME, ONE_DATABASE, Routing, find_routing, no_default
-from jobrunner.settings import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Dsn, find_dsn, find_size, parse_dsn
+from jobrunner.settings import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Dsn, find_dsn, find_read_dsn, find_size, parse_dsn
 from jobrunner.tasks import AsyncTask, Registry, Task, TaskDecorator, TransactionalDecorator
 
 if TYPE_CHECKING:
@@ -223,6 +223,10 @@ class JobRunner:
         if self._found is None:
             self._found = self._dsn or find_dsn(config=self.app.config if self.app is not None else None)
         return self._found
+
+    def read_dsn(self) -> Dsn | None:
+        """The replica that pages read from, if any. None when another database was taken by `use_dsn`."""
+        return None if self._one else find_read_dsn(self.app.config if self.app is not None else None)
 
     def use_dsn(self, dsn: str, origin: str = "--dsn") -> None:
         """Take another database from now on, for the jobs of all queues; for the command line, whose `--dsn` comes first."""

@@ -146,6 +146,46 @@ def checked_database(dsn: Dsn) -> Database:
     return Database(dsn, pool_size=1)
 
 
+def reading_database() -> Database:
+    """A pool for a command that only reads: of the replica when one is configured and answers; which one is said on stderr.
+
+    Raises:
+        DatabaseUnreachable, SchemaError: it does not answer, or the schema is missing, outdated or too new.
+    """
+    from jobrunner import migrate
+
+    dsn, replica = find_database(), read_dsn()
+    if replica is None:
+        return checked_database(dsn)
+    from jobrunner.replicas import Reads
+
+    reads = Reads(lambda: dsn, lambda: replica, pool_size=1)
+    database = reads()
+    standing = reads.standing()
+    if standing is not None:
+        (warn if standing.warns else say)(str(standing))
+    migrate.check(reach(database.dsn).url)
+    return database
+
+
+def is_replica(database: Database) -> bool:
+    """Whether that pool is of the configured replica: that it takes no changes is no trouble then."""
+    from jobrunner.settings import READ_DSN
+
+    return database.dsn.origin.startswith(READ_DSN)
+
+
+def read_dsn() -> Dsn | None:
+    """The replica of the database that a command finds by itself: none when `--dsn` or `--database` names another one."""
+    from jobrunner.routing import DEFAULT_DATABASE
+    from jobrunner.settings import find_read_dsn
+
+    values = shared()
+    if values.dsn or values.database not in {None, DEFAULT_DATABASE}:
+        return None
+    return find_read_dsn()
+
+
 def load_app() -> JobRunner:
     """The application, imported into this process, on the database of `--dsn` when that is given.
 
