@@ -113,7 +113,9 @@ class _Fleet:
             if pid:
                 worker.pid = None
                 code = os.waitstatus_to_exitcode(status)
-                worker.code = code if code >= 0 else 128 - code
+                # One that was being started again when the signal came has nothing new to say: its last end counts.
+                if not (self._stopping and worker.code and -code in _STOPPING):
+                    worker.code = code if code >= 0 else 128 - code
                 self._ended(worker)
 
     def _ended(self, worker: _Worker) -> None:

@@ -71,7 +71,7 @@ def shop(tmp_path, dsn, post, reports):
 
 def workers(dsn):
     """Queues of the workers that have been in a database."""
-    return [tuple(queues) for (queues,) in rows(dsn, "SELECT queues FROM jobrunner.workers ORDER BY id")]
+    return [queues for (queues,) in rows(dsn, "SELECT queues FROM jobrunner.workers ORDER BY id")]
 
 
 def test_one_command_serves_all_databases(shop, dsn, post, reports):
@@ -85,8 +85,8 @@ def test_one_command_serves_all_databases(shop, dsn, post, reports):
     assert {name for name in ("default", "post", "reports") if f"database={name}" in said.err} == {"default", "post", "reports"}
     shop("work", "--drain", "-c", "1", "reports")
     assert (states(post), states(dsn), states(reports)) == ({"succeeded": 3}, {"succeeded": 3}, {"succeeded": 3})
-    assert (workers(post), workers(dsn)) == ([("mail", "letters")], [("default",)])
-    assert workers(reports) == [("reports",), ("reports",)]
+    assert (workers(post), workers(dsn)) == ([["mail", "letters"]], [["default"]])
+    assert workers(reports) == [["reports"], ["reports"]]
 
 
 def test_the_configuration_of_the_app_is_enough(tmp_path, dsn, post):

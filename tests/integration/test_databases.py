@@ -117,9 +117,8 @@ def test_a_transaction_elsewhere_is_refused(jobs, send, add, engines, dsn, mail_
     for wrong, right, task in ((here, there, send), (there, here, add)):
         for engine, refused in ((wrong, True), (right, False), (wrong, True)):
             with Session(engine) as session:
-                options = {"session": {"session": session}, "connection": {"connection": session.connection()}, "default": {}}[by]
                 jobs.session = session if by == "default" else None
-                bound = task.options(**options)
+                bound = task.options(**{by: session if by == "session" else session.connection()}) if by != "default" else task.options()
                 if refused:
                     with pytest.raises(EnqueueError, match="no worker would find the job there") as caught:
                         bound.enqueue()
@@ -153,8 +152,9 @@ def test_an_address_given_explicitly_is_for_all_queues(jobs, send, dsn, mail_dsn
 def test_without_a_default_database_nothing_is_started(mail_dsn, monkeypatch, tmp_path):
     """A queue without a route and no default database is an error that says what to set; no embedded PostgreSQL comes up."""
     monkeypatch.chdir(tmp_path)
-    runner = JobRunner(Flask("shop"), wakeups=False)
-    runner.app.config.update(JOBRUNNER_DATABASES={"mail": mail_dsn}, JOBRUNNER_ROUTES={"mail": "mail"})
+    app = Flask("shop")
+    app.config.update(JOBRUNNER_DATABASES={"mail": mail_dsn}, JOBRUNNER_ROUTES={"mail": "mail"})
+    runner = JobRunner(app, wakeups=False)
 
     @runner.task(queue="mail")
     def send() -> None:
@@ -190,12 +190,12 @@ def test_a_superseded_attempt_enqueues_nowhere(jobs, send, add, dsn, mail_dsn):
     """An attempt that is no longer the job's is refused a child in the other database too; one that is has no parent there."""
     parent = add.enqueue()
     with psycopg.connect(dsn, autocommit=True) as connection:
-        worker = connection.execute(
+        [(worker,)] = connection.execute(
             "INSERT INTO jobrunner.workers (name, host, pid, kind, version, queues, tasks, slots, lease_expires_at)"
             " VALUES ('w', 'h', 1, 'test', 'v', '{default}', '{add}', 1, now() + interval '1 minute') RETURNING id"
-        ).fetchone()
-        started = "UPDATE jobrunner.jobs SET state = 'running', worker_id = %s, lease = 7, started_at = now(), attempt = 1 WHERE id = %s"
-        connection.execute(started, (worker[0], parent.id))
+        ).fetchall()
+        started = "UPDATE jobrunner.jobs SET state = 'running', worker_id = %s, lease = 7, claimed_at = now(), attempt = 1 WHERE id = %s"
+        connection.execute(started, (worker, parent.id))
     context = JobContext(id=parent.id, task="add", queue="default", attempt=1, max_attempts=5, lease=7)
     with running(context):
         send.enqueue()
