@@ -5,9 +5,11 @@ It must not write, and nothing that decides about jobs reads through it: a repli
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import Error
 
@@ -17,7 +19,9 @@ from jobrunner.settings import Dsn
 from jobrunner.store import Database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from psycopg import Connection
 
 LOOK = 1.0  # seconds for which an answer of the replica counts: each page looks, twenty open ones do not look twenty times
 AWAY = 15.0  # seconds before a replica that did not answer is tried again: each try may cost the reader PATIENCE
@@ -130,7 +134,7 @@ class Reads:
 
         database = self._pool("replica", _impatient(replica))
         try:
-            with database.store() as store:
+            with database.store() as store, _hanging_up(store.connection):
                 row = store.connection.execute(_STANDING).fetchone()
         except (Error, sa.exc.SQLAlchemyError) as error:
             database.close()  # every other connection of the pool is as dead as this one
@@ -140,6 +144,28 @@ class Reads:
         if row is None or not row[0]:
             return Standing(replica.target, None, f"{replica.origin} names no replica: {replica.target} is a primary")
         return Standing(replica.target, None if row[1] is None else float(row[1]))
+
+
+@contextlib.contextmanager
+def _hanging_up(connection: Connection[Any]) -> Iterator[None]:
+    """End the connection when the block takes too long: a server that stands still answers nothing, and its kernel everything."""
+    lock, done = threading.Lock(), False
+
+    def give_up() -> None:
+        with lock, contextlib.suppress(OSError):
+            if not done:  # else the number may be another socket's by now
+                with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+                    ours.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(PATIENCE, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            done = True
+        timer.cancel()
 
 
 def _impatient(dsn: Dsn) -> Dsn:

@@ -10,6 +10,8 @@ from collections import Counter
 import psycopg
 import pytest
 
+from jobrunner import JobRunner
+from jobrunner.web import create_app
 from tests.support.cli import Program
 from tests.support.waiting import wait_until
 from tests.support.workers import rows, states
@@ -38,6 +40,26 @@ def send(number: int = 0) -> int:
 def book(number: int = 0, *, session) -> int:
     add.options(queue="letters").enqueue(number)
     return number
+"""
+SESSION_APP = """
+import os
+
+import sqlalchemy as sa
+from jobrunner import JobRunner
+from sqlalchemy.orm import scoped_session, sessionmaker
+
+engine = sa.create_engine(os.environ["JOBRUNNER_DSN"].replace("postgresql", "postgresql+psycopg", 1))
+jobs = JobRunner(session=scoped_session(sessionmaker(engine)))
+
+
+@jobs.task(queue="mail", transactional=True, max_attempts=1)
+def book(*, session) -> None:
+    session.execute(sa.text("SELECT 1"))
+
+
+@jobs.task(transactional=True, max_attempts=1)
+def note(*, session) -> None:
+    session.execute(sa.text("SELECT 1"))
 """
 ROUTES = {"mail": "post", "letters": "post", "reports": "reports"}
 
@@ -113,6 +135,42 @@ def test_a_transactional_task_works_in_its_own_database(shop, post):
     shop("enqueue", "book")
     shop("work", "--drain", "-c", "1", "mail,letters")
     assert states(post) == {"succeeded": 2}
+
+
+def test_a_transactional_task_cannot_use_a_session_elsewhere(tmp_path, dsn, post):
+    """When the application's session is in another database than the job, the job fails with a message that says so, and writes nothing."""
+    (tmp_path / "app.py").write_text(SESSION_APP)
+    program = Program(tmp_path, dsn)
+    env = configured({"post": post}, {"mail": "post"})
+    for task in ("book", "note"):
+        program("enqueue", task, env=env)
+    program("work", "--drain", "-c", "1", env=env)
+    [job] = program("jobs", "list", "--database", "post", "--json", env=env).json["items"]
+    assert job["state"] == "failed"
+    assert "cannot use the application's session" in job["error"]
+    assert states(dsn) == {"succeeded": 1}, "the same session is right for a job of its own database"
+
+
+def test_the_dashboard_of_one_database_refuses_jobs_of_another(dsn, post, monkeypatch):
+    """A job whose queue lives elsewhere is not written from this dashboard, whose pages would not show it."""
+    monkeypatch.setenv("JOBRUNNER_DATABASES", json.dumps({"post": post}))
+    monkeypatch.setenv("JOBRUNNER_ROUTES", json.dumps({"mail": "post"}))
+    jobs = JobRunner(dsn=dsn, wakeups=False)
+
+    @jobs.task
+    def add() -> None:
+        """Anything."""
+
+    app = create_app(jobs, auth=lambda _request: "admin")
+    client = app.test_client()
+    headers = {"Sec-Fetch-Site": "same-origin"}
+    refused = client.post("/api/v1/jobs", json={"task": "add", "options": {"queue": "mail"}}, headers=headers)
+    assert refused.status_code == 422
+    assert "lives in the database 'post'" in refused.text
+    assert client.post("/api/v1/jobs", json={"task": "add"}, headers=headers).status_code == 201
+    assert (states(dsn), states(post)) == ({"queued": 1}, {})
+    app.extensions["jobrunner-web"].reads.close()
+    jobs.close()
 
 
 def test_reading_commands_take_one(shop, post, dsn):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 
 import psycopg
 import pytest
@@ -12,7 +13,7 @@ from jobrunner import JobRunner, replicas
 from jobrunner.errors import ConfigurationError
 from jobrunner.settings import Dsn, find_read_dsn
 from jobrunner.web import create_app
-from tests.support import doctoring
+from tests.support import doctoring, hosts
 from tests.support.cli import Program
 from tests.support.waiting import wait_until
 from tests.support.workers import insert, rows
@@ -95,6 +96,28 @@ def test_without_the_replica_the_primary_is_read(client, primary, replica):
     assert client.get("/readyz").status_code == 200
     replica.start()
     wait_until(lambda: "s behind)" in page(client), timeout=30, what="the replica to be read again")
+
+
+def test_a_replica_that_stands_still(primary, replica, monkeypatch):
+    """A replica that takes questions and answers none is given up after a moment, and the page comes from the primary."""
+    for name in ("LOOK", "AWAY"):
+        monkeypatch.setattr(replicas, name, SHORT)
+    insert(primary.dsn(), "still", 1, "'{}'")
+    with hosts.behind_proxy(replica.dsn(), 0) as host:
+        jobs = JobRunner(dsn=primary.dsn(), wakeups=False)
+        app = create_app(jobs, auth=lambda _request: "admin", read_dsn=host.dsn)
+        client = app.test_client()
+        wait_until(lambda: "still" in page(client) and "s behind)" in page(client), timeout=30, what="the job to be replayed")
+        host.cut()
+        began = time.monotonic()
+        shown = page(client)
+        assert time.monotonic() - began < 3 * replicas.PATIENCE
+        assert "reading from the primary" in shown
+        assert "still" in shown
+        host.mend()
+        wait_until(lambda: "s behind)" in page(client), timeout=30, what="the replica to be read again")
+        app.extensions["jobrunner-web"].reads.close()
+        jobs.close()
 
 
 def test_the_primary_away_leaves_pages_to_look_at(client, primary, replica):
