@@ -143,7 +143,7 @@ class Reads:
             return Standing(replica.target, None, f"the replica {replica.target} does not answer ({reason})")
         if row is None or not row[0]:
             return Standing(replica.target, None, f"{replica.origin} names no replica: {replica.target} is a primary")
-        return Standing(replica.target, None if row[1] is None else float(row[1]))
+        return Standing(replica.target, None if row[1] is None else max(0.0, float(row[1])))  # below: its clock is behind the primary's
 
 
 @contextlib.contextmanager

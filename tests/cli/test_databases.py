@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from collections import Counter
 
 import psycopg
@@ -336,3 +337,23 @@ def test_the_death_of_the_command_ends_its_workers(tmp_path, dsn, post):
         fleet.process.kill()
         over = "SELECT reason, exit_code FROM jobrunner.v_worker_runs"
         wait_until(lambda: rows(dsn, over) == rows(post, over) == [("signal", 0)], timeout=60, what="both workers to leave")
+
+
+def test_dev_works_on_all(tmp_path, dsn, post):
+    """`jobrunner dev` serves the queues of both databases; Ctrl-C ends web server and workers with 0."""
+    (tmp_path / "app.py").write_text(APP)
+    config = {
+        "SHOP_JOBRUNNER_DSN": dsn,
+        "SHOP_JOBRUNNER_DATABASES": json.dumps({"post": post}),
+        "SHOP_JOBRUNNER_ROUTES": '{"mail": "post"}',
+    }
+    program = Program(tmp_path, None)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with program.started("dev", "--port", port, env=config) as dev:
+        wait_until(lambda: dev.out.count("worker started") == 2, timeout=60, what="both workers")
+        program("enqueue", "send", env=config)
+        wait_until(lambda: states(post) == {"succeeded": 1}, timeout=60, what="the job to be done")
+        assert dev.stop(signal.SIGINT) == 0
+    for each in (dsn, post):
+        assert rows(each, "SELECT reason, exit_code FROM jobrunner.v_worker_runs") == [("signal", 0)]
