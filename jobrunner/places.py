@@ -70,31 +70,36 @@ class OwnTransaction:
 
 
 class CallersTransaction:
-    """Everything is part of the caller's transaction and savepoint; an error is the caller's to roll back."""
+    """Everything is part of the caller's transaction and savepoint; an error is the caller's to roll back.
+
+    Attributes:
+        connection: on which that transaction is.
+        can_copy: whether its driver is psycopg.
+    """
 
     def __init__(self, connection: sa.Connection, session: Session | None = None) -> None:
-        self._connection = connection
+        self.connection = connection
         self._session = session
         self.can_copy = isinstance(connection.connection.driver_connection, psycopg.Connection)
 
     def rows(self, statement: Statement, parameters: Mapping[str, Any]) -> Sequence[Any]:
         """Run one statement and give its rows."""
-        driver = direct.driver_of(self._connection)
+        driver = direct.driver_of(self.connection)
         if driver is None:
-            return self._connection.execute(statement.core, parameters).fetchall()
-        return direct.rows(self._connection, driver, statement.raw, parameters)
+            return self.connection.execute(statement.core, parameters).fetchall()
+        return direct.rows(self.connection, driver, statement.raw, parameters)
 
     @contextmanager
     def together(self) -> Iterator[psycopg.Connection[Any]]:
         """Nothing to begin; gives the driver's connection, which can COPY when it is psycopg's (`can_copy`)."""
-        yield cast("psycopg.Connection[Any]", self._connection.connection.driver_connection)
+        yield cast("psycopg.Connection[Any]", self.connection.connection.driver_connection)
 
     def written(self, count: int, hint: Hint | None) -> None:
         """Jobs are in the caller's transaction: the hint goes out after its commit."""
         if self._session is not None:
             commits.watch_session(self._session, count, hint)
         else:
-            commits.watch_connection(self._connection, hint)
+            commits.watch_connection(self.connection, hint)
 
 
 Place = OwnTransaction | CallersTransaction
