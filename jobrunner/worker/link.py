@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from jobrunner import clock
-from jobrunner.connecting import connect, plan_once
+from jobrunner.connecting import allow_preparing, connect
 from jobrunner.errors import DatabaseUnreachable
 from jobrunner.jobs import Ended, Ending, Unsuccessful
 from jobrunner.store import Store, is_transient
@@ -279,7 +279,7 @@ class Link(threading.Thread):
     def _connected(self) -> Store:
         if self._connection is None or self._connection.closed:
             self._connection = connect(self.dsn, application_name="jobrunner-worker")
-            plan_once(self._connection)
+            allow_preparing(self._connection)
             self._reconcile(Store(self._connection))
         return Store(self._connection)
 

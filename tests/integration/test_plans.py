@@ -8,11 +8,9 @@ import psycopg
 import pytest
 
 from jobrunner import clock, statements
-from jobrunner.connecting import allow_preparing, connect, plan_once
+from jobrunner.connecting import allow_preparing
 from jobrunner.jobs import Succeeded
-from jobrunner.settings import parse_dsn
 from jobrunner.states import State
-from jobrunner.store import Store
 from tests.support.calls import FENCED, MOST, RUNNING, Filled, fill, gather, parameters
 from tests.support.explain import Plan, Prepared, explain, explain_prepared
 from tests.support.rows import EXPIRED, TASK, Scene, array, fenced_parameters
@@ -239,22 +237,17 @@ def test_the_job_that_is_read_is_the_one_that_was_asked_for(own):
     assert array([1, None]) == "{1,NULL}"
 
 
-def test_a_statement_is_planned_once_for_all_that_follow(own, fresh_dsn):
-    """On a worker's connection every statement is prepared at its first call, and no call has a plan of its own."""
+def test_what_locks_many_rows_is_not_prepared(own):
+    """Of what a worker runs only those statements are prepared that look, take what nobody holds, or touch one row."""
     filled = fill(own, SMALL, "analysed")
-    with connect(parse_dsn(fresh_dsn, "a test")) as connection:
-        plan_once(connection)
-        store = Store(connection)
-        for _ in range(3):
-            store.rescue()
-            store.find_due(["default"])
-            claimed = store.claim(filled.alive, [TASK], "default", 0, 5)
-            assert store.finish([Succeeded(job.id, job.lease, None, 0, 0, clock.monotonic()) for job in claimed]) == []
-        prepared = connection.execute(
-            "SELECT substring(statement from 'jobrunner:([a-z_]+)'), generic_plans, custom_plans FROM pg_prepared_statements"
-        ).fetchall()
-    assert {("find_due", 3, 0), ("claim", 3, 0), ("succeed", 3, 0)} <= set(prepared)
-    assert all(custom == 0 for _, _, custom in prepared)
+    allow_preparing(own.connection)
+    for _ in range(PLANS_TRIED + 3):
+        own.store.rescue()
+        own.store.find_due(["default"])
+        claimed = own.store.claim(filled.alive, [TASK], "default", 0, 5)
+        assert own.store.finish([Succeeded(job.id, job.lease, None, 0, 0, clock.monotonic()) for job in claimed]) == []
+    names = "SELECT substring(statement from 'jobrunner:([a-z_]+)') FROM pg_prepared_statements"
+    assert {name for (name,) in own.execute(names)} == {"any_lost", "find_due", "claim"}
 
 
 def test_a_look_for_lost_workers_that_finds_none_writes_nothing(own):

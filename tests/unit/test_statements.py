@@ -17,7 +17,7 @@ from jobrunner.store import Store
 from tools.states_doc import headline
 
 NAMES = sorted(statements.names())
-READING = {"find_due", "has_succeeded", "held_jobs", "job_state", "left_due"}
+READING = {"any_lost", "find_due", "has_succeeded", "held_jobs", "job_state", "left_due"}
 WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM)\s+(?!OF\b|SKIP\b)jobrunner\.")
 SESSION_BOUND = re.compile(r"pg_advisory_lock|pg_try_advisory_lock\b|\bLISTEN\b|\bNOTIFY\b|pg_notify|\bSET (?:LOCAL|SESSION)\b")
 FACTS = ("name", "host", "pid", "kind", "version", "queues", "tasks", "slots")
