@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-import psycopg
 import sqlalchemy as sa
 from psycopg import errors as pg
 
@@ -45,25 +44,6 @@ _SEQUENCES: dict[Ending, tuple[str, ...]] = {
     Ending.ABORT: ("abort",),
 }
 
-# What an idle worker asks over and over, and what stands between a wake-up and its job: planning is half of what they cost. Their plans
-# are the same whatever the parameters and the size of the tables. Not what locks many rows: its order must be the one that was given,
-# which a plan for any number of them does not keep.
-PREPARED = frozenset({"any_lost", "find_due", "claim", "heartbeat"})
-
-_TRANSIENT = (
-    pg.DeadlockDetected,
-    pg.SerializationFailure,
-    pg.LockNotAvailable,
-    pg.ReadOnlySqlTransaction,  # the old primary after a failover
-    pg.TooManyConnections,
-    pg.AdminShutdown,
-    pg.CrashShutdown,
-    pg.CannotConnectNow,
-    pg.DiskFull,
-    pg.IdleInTransactionSessionTimeout,
-    pg.QueryCanceled,
-)
-
 
 class Floor(NamedTuple):
     """The last key claimed in one (queue, priority): the next claim starts behind it."""
@@ -77,22 +57,6 @@ class LostWorker(NamedTuple):
 
     id: int
     name: str
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed later: deadlock, serialisation, failover, lost or refused connection.
-
-    Takes psycopg errors and SQLAlchemy's wrappers of them. A refused password is not transient.
-    """
-    original = getattr(error, "orig", None) or error
-    if isinstance(original, _TRANSIENT):
-        return True
-    if isinstance(original, (pg.InvalidPassword, pg.InvalidAuthorizationSpecification, pg.InvalidCatalogName)):
-        return False
-    sqlstate = getattr(original, "sqlstate", None)
-    return isinstance(original, (psycopg.OperationalError, psycopg.InterfaceError)) and (
-        sqlstate is None or sqlstate[:2] in {"08", "53", "57"}
-    )
 
 
 class Store:
@@ -149,6 +113,7 @@ class Store:
             running = [self._send(name, group, now) for name, group in groups.items()]
         else:
             with self.transaction():
+                self._hold([outcome for group in groups.values() for outcome in group])
                 running = [self._send(name, group, now) for name, group in groups.items()]
         refused: list[Outcome] = []
         for group, cursors in running:
@@ -161,6 +126,12 @@ class Store:
                 latest = {outcome.id: outcome.lease for outcome in sorted(group, key=attrgetter("lease"))}
                 refused.extend(outcome for outcome in group if outcome.id not in accepted or outcome.lease != latest[outcome.id])
         return refused
+
+    def _hold(self, outcomes: Sequence[Outcome]) -> None:
+        """Lock all the rows of a batch before the first of its statements, so that their order is one."""
+        if len(outcomes) > 1:
+            given = {"ids": arrays.ints(outcome.id for outcome in outcomes), "leases": arrays.ints(outcome.lease for outcome in outcomes)}
+            self._run("hold", given)
 
     def _send(self, name: str, group: list[Any], now: float) -> tuple[list[Any], dict[str, Cursor[Any]]]:
         """One group of outcomes, and the statements that it goes through."""
@@ -253,6 +224,7 @@ class Store:
                 return [], 0
             ids = {"worker_ids": [row[0] for row in looked_at]}
             lost = [LostWorker(worker_id, name) for worker_id, name, newly_lost in looked_at if newly_lost]
+            self._run("hold_lost", ids)
             return lost, sum(self._run(name, ids).rowcount for name in ("rescue", "rescue_quarantine", "rescue_abort"))
 
     def take_turn(self, worker_id: int, turn: timedelta) -> bool:
@@ -344,7 +316,8 @@ class Store:
         return DuplicateJob(*row) if row else DuplicateJob(job_id, "?")
 
     def _run(self, name: str, parameters: Mapping[str, Any]) -> Cursor[Any]:
-        return self.connection.execute(statements.load(name), parameters, prepare=name in PREPARED)
+        # Prepared where `allow_preparing` has found that it may be.
+        return self.connection.execute(statements.load(name), parameters, prepare=True)
 
 
 class Database:

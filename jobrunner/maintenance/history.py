@@ -18,7 +18,7 @@ from jobrunner.errors import ArchiveError
 from jobrunner.history.archive import Handing
 from jobrunner.history.steps import PAGES, ArchiveFailed, Pruning, Step, Taken
 from jobrunner.maintenance.pruner import IN_USE
-from jobrunner.store import is_transient
+from jobrunner.transient import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from jobrunner import clock
-from jobrunner.connecting import allow_preparing, connect
+from jobrunner.connecting import connect, plan_once
 from jobrunner.errors import DatabaseUnreachable
 from jobrunner.jobs import Ended, Ending, Unsuccessful
-from jobrunner.store import Store, is_transient
+from jobrunner.store import Store
+from jobrunner.transient import is_transient
 from jobrunner.worker import notebook
 from jobrunner.worker.chores import Chores
 from jobrunner.worker.claimer import Room
@@ -279,7 +280,7 @@ class Link(threading.Thread):
     def _connected(self) -> Store:
         if self._connection is None or self._connection.closed:
             self._connection = connect(self.dsn, application_name="jobrunner-worker")
-            allow_preparing(self._connection)
+            plan_once(self._connection)
             self._reconcile(Store(self._connection))
         return Store(self._connection)
 

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner import JobFailed, JobRunner, migrate
-from jobrunner.connecting import allow_preparing, connect
+from jobrunner.connecting import connect, plan_once
 from jobrunner.settings import parse_dsn
 from jobrunner.store import Store
 from jobrunner.waiters import watcher_of
@@ -60,7 +60,7 @@ def test_the_same_through_a_transaction_mode_pooler(pooled, fresh_dsn, tmp_path)
 def test_nothing_is_prepared_nor_set_through_a_transaction_mode_pooler(pooled, fresh_dsn):
     """What a worker does to have statements planned once is not done to a server process that belongs to everybody."""
     with connect(parse_dsn(pooled, "a test")) as connection:
-        allow_preparing(connection)
+        plan_once(connection)
         store = Store(connection)
         for _ in range(3):
             store.find_due(["default"])
