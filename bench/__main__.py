@@ -113,7 +113,10 @@ def main(arguments: list[str]) -> int:
         return 0
     if given.scenarios and set(given.scenarios) <= set(PROBES):
         more = ["--rounds", str(given.rounds)] if given.rounds else []
-        scripts = [[sys.executable, str(ROOT / "bench" / f"{name}.py"), *more] for name in given.scenarios]
+        for one in given.size:
+            name, _, number = one.partition("=")
+            more += [f"--{name.replace('_', '-')}", number]
+        scripts = [[sys.executable, str(ROOT / "bench" / f"{name.replace('-', '_')}.py"), *more] for name in given.scenarios]
         return max(subprocess.run(script, check=False).returncode for script in scripts)
     try:
         scenarios, how, who = chosen(given.scenarios), plan(given), contenders(given.peers)

@@ -14,6 +14,7 @@ from jobrunner import clock
 from jobrunner.jobs import ClaimedJob, Ending, Succeeded, Unsuccessful
 from jobrunner.worker import procfs
 from jobrunner.worker.pool import Pool, Shape
+from jobrunner.worker.supervisor import REST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,8 @@ class Bench:
         self.pool.fork_missing(now)
         for lane in self.pool.lanes:
             lane.hand_out(now)
+        if self.pool.is_fed(REST) and (pause := now + REST - clock.monotonic()) > 0:
+            time.sleep(pause)
         due = self.pool.next_deadline(clock.monotonic())
         for key, _ in self.selector.select(patience if due is None else min(due, patience)):
             if self.selector.get_map().get(key.fd) is key:

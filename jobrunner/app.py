@@ -14,13 +14,15 @@ import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
+from jobrunner.branches import Branch
 from jobrunner.checks import RUN_CHECKS, checked
 from jobrunner.handle import Job
 from jobrunner.keeping import ALL, Rule, from_environ, keep_by_state
 from jobrunner.loading import find_jobrunner
 from jobrunner.payload import decode_args
 from jobrunner.policies import Policy, Running
-from jobrunner.settings import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Dsn, find_dsn, find_size, parse_dsn
+from jobrunner.routing import DEFAULT_DATABASE, HOME, ONE_DATABASE, Routing, find_routing, no_default
+from jobrunner.settings import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Dsn, find_dsn, find_read_dsn, find_size, parse_dsn
 from jobrunner.tasks import AsyncTask, Registry, Task, TaskDecorator, TransactionalDecorator
 
 if TYPE_CHECKING:
@@ -38,11 +40,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 POOL_SIZE = 5  # connections that stay open; as many again may be opened under load
+_NOTHING = nullcontext()  # one for all: it is entered for every job
 _OFF = {"0", "false", "no", "off"}
 
 
 class JobRunner:
     """The tasks of an application and the database their jobs are in. Thread-safe; a forked child gets connections of its own.
+
+    With `JOBRUNNER_DATABASES` and `JOBRUNNER_ROUTES` there are several databases: each job goes to that of its queue.
 
     Args:
         app: a Flask app; or call `init_app` later.
@@ -83,6 +88,9 @@ class JobRunner:
         self._lock = threading.Lock()
         self._database: Database | None = None
         self._found: Dsn | None = None
+        self._routing: Routing | None = None
+        self._one = False  # whether everything goes to one database, whatever is configured
+        self._branches: dict[str, Branch] = {}
         _known.add(self)
         if app is not None:
             self.init_app(app)
@@ -154,11 +162,60 @@ class JobRunner:
         """Under which name those rules stand: what another application says is not this one's to change."""
         return self.name or (self.app.import_name if self.app is not None else "")
 
+    database_name = DEFAULT_DATABASE  # among several; the others are branches
+
+    @property
+    def routing(self) -> Routing:
+        """The other databases of the application and the queues that live there, found at first use.
+
+        Raises:
+            ConfigurationError: `JOBRUNNER_DATABASES` or `JOBRUNNER_ROUTES` is malformed, or names a database twice or not at all.
+        """
+        routing = self._routing
+        if routing is None:
+            routing = ONE_DATABASE if self._one else find_routing(self.app.config if self.app is not None else None)
+            routing.check_apart(self.configured_dsn())
+            self._routing = routing
+        return routing
+
+    def branch(self, name: str) -> JobRunner | Branch:
+        """One of several databases by its name; `default` is this one itself. Raises ConfigurationError for a name that is not there."""
+        if name == DEFAULT_DATABASE:
+            return self
+        dsn = self.routing.dsn_of(name)
+        with self._lock:
+            return self._branches.setdefault(name, Branch(self, name, dsn))
+
+    def branch_of(self, queue: str) -> JobRunner | Branch:
+        """The database in which a queue lives.
+
+        Raises:
+            ConfigurationError: several databases are configured, none of them for this queue, and there is no default one.
+        """
+        routing = self.routing
+        if not routing.databases:
+            return self
+        name = routing.name_of(queue)
+        if name == DEFAULT_DATABASE and self.configured_dsn() is None:
+            raise no_default(routing, f"queue {queue!r} has no route, and there is no default database")
+        return self.branch(name)
+
+    @property
+    def home(self) -> JobRunner | Branch:
+        """The database whose jobs this process runs, in a worker; the default one elsewhere."""
+        return self.branch(os.environ.get(HOME) or DEFAULT_DATABASE) if self.routing.databases else self
+
     @property
     def dsn(self) -> Dsn:
-        """The database, found at first use. With nothing configured this starts the embedded PostgreSQL and says so once."""
+        """The database, found at first use. With nothing configured this starts the embedded PostgreSQL and says so once.
+
+        Raises:
+            ConfigurationError: there are databases with names, and no default one.
+        """
         found = self.configured_dsn()
         if found is None:
+            if self.routing.databases:
+                raise no_default(self.routing)
             found = self._found = _embedded()
         return found
 
@@ -168,9 +225,14 @@ class JobRunner:
             self._found = self._dsn or find_dsn(config=self.app.config if self.app is not None else None)
         return self._found
 
+    def read_dsn(self) -> Dsn | None:
+        """The replica that pages read from, if any. None when another database was taken by `use_dsn`."""
+        return None if self._one else find_read_dsn(self.app.config if self.app is not None else None)
+
     def use_dsn(self, dsn: str, origin: str = "--dsn") -> None:
-        """Take another database from now on; for the command line, whose `--dsn` comes first."""
+        """Take another database from now on, for the jobs of all queues; for the command line, whose `--dsn` comes first."""
         self._dsn = parse_dsn(dsn, origin)
+        self._one = True
         self.close()
 
     @property
@@ -192,8 +254,11 @@ class JobRunner:
         """Close pooled connections; the next use finds the database anew."""
         with self._lock:
             database, self._database, self._found = self._database, None, None
+            branches, self._branches, self._routing = self._branches, {}, None
         if database is not None:
             database.close()
+        for branch in branches.values():
+            branch.close()
 
     def enqueue(self, task_name: str, args: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]) -> Job[Any]:
         """Write a job of a task known by name, with its arguments as JSON data (dates as text), as the row would hold them.
@@ -207,13 +272,21 @@ class JobRunner:
         # Not `enqueue(**named)`: an argument of the job may be called "self".
         return self.submit(task, task.options(**options)._options, positional, named)  # noqa: SLF001
 
-    def job(self, job_id: int) -> Job[Any]:
-        """The job with that id. Raises JobNotFound."""
-        return Job[Any](self, job_id, "").refresh()
+    def job(self, job_id: int, database: str = DEFAULT_DATABASE) -> Job[Any]:
+        """The job with that id.
+
+        Args:
+            job_id: ids count in each database by themselves.
+            database: the name of one of several, which `Job.database_name` gives.
+
+        Raises:
+            JobNotFound, ConfigurationError: no such job, or no such database.
+        """
+        return Job[Any](self.branch(database), job_id, "").refresh()
 
     def execution_context(self) -> AbstractContextManager[Any]:
         """What a worker enters around each job: a fresh Flask app context, or nothing."""
-        return self.app.app_context() if self.app is not None else nullcontext()
+        return self.app.app_context() if self.app is not None else _NOTHING
 
     def submit(self, task: Task[..., Any], options: Options, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[Any]:
         """Write one job; use `task.enqueue`."""
@@ -254,7 +327,9 @@ def _after_fork() -> None:
     for jobs in list(_known):
         jobs._lock = threading.Lock()  # noqa: SLF001
         if jobs._database is not None:  # noqa: SLF001
-            jobs._database.engine.dispose(close=False)  # noqa: SLF001
+            jobs._database.forget()  # noqa: SLF001
+        for branch in jobs._branches.values():  # noqa: SLF001
+            branch.forget()
 
 
 _known: weakref.WeakSet[JobRunner] = weakref.WeakSet()

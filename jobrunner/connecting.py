@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from jobrunner.settings import Dsn
 
+_ONLY_WHEN_ASKED = 2**31  # executions before psycopg prepares a statement by itself
 CONNECT_TIMEOUT = 10  # seconds, for each address that the host name stands for
 # A half-open connection (cable, NAT, failover) is noticed within about a quarter of a minute instead of hours.
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15_000}
@@ -81,6 +82,28 @@ def connect(dsn: Dsn, *, application_name: str = "jobrunner", **options: Any) ->
         return psycopg.connect(dsn.url, **{**ours, **options})
     except psycopg.OperationalError as error:
         raise explain(error, dsn) from error
+
+
+def allow_preparing(connection: Connection[Any], _record: object = None) -> None:
+    """Statements that ask for it are prepared, on a direct connection only.
+
+    Behind a pooler a prepared statement may be looked for in another server process. A pooler shows: the process that answers is
+    not the one that the connection was told of.
+    """
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    if row is not None and row[0] == connection.info.backend_pid:
+        connection.prepare_threshold = _ONLY_WHEN_ASKED
+
+
+def plan_once(connection: Connection[Any]) -> None:
+    """Prepare each of our statements the first time and plan it for whatever parameters follow; on a direct connection only.
+
+    Planning costs as much as running a statement for a few jobs. None of ours has a plan that depends on its parameters; tests hold
+    both kinds of plan to the same indexes.
+    """
+    allow_preparing(connection)
+    if connection.prepare_threshold is not None:  # direct, so that settings are ours alone
+        connection.execute("SET plan_cache_mode = force_generic_plan")
 
 
 def patience(dsn: Dsn) -> dict[str, int]:

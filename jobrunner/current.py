@@ -281,6 +281,9 @@ def _joined(older: tuple[float | None, str | None] | None, newer: tuple[float | 
     return (older[0] if newer[0] is None else newer[0], older[1] if newer[1] is None else newer[1])
 
 
+enter, leave = _current.set, _current.reset  # for the worker's hot path: what `running` does, as functions in C
+
+
 class running:  # noqa: N801  used as a function is: `with running(context):`
     """For the worker: make `context` the current job for the length of the block."""
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jobrunner import inserting, jsonvalues, payload, places
+from jobrunner import branches, inserting, jsonvalues, payload, places
 from jobrunner.current import current_fence, current_session
 from jobrunner.errors import EnqueueError, InvalidPayload, LeaseLost
 from jobrunner.handle import Job
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jobrunner.current import Fence
     from jobrunner.places import Place
     from jobrunner.policies import Options
+    from jobrunner.routing import Routing
     from jobrunner.settings import Dsn
     from jobrunner.store import Database
     from jobrunner.tasks import Registry, Task
@@ -38,15 +39,24 @@ _NOTHING: Mapping[str, Any] = {}
 _BACKSLASH, _ESCAPED = "\\", "\\\\"
 
 
-class Application(Protocol):
-    """What writing jobs needs of the JobRunner."""
+class Home(Protocol):
+    """The database to which a job goes: the JobRunner's own, or one of several."""
 
-    session: Any
-    max_payload_bytes: int
+    @property
+    def session(self) -> Any:
+        """In whose transaction jobs are written, unless an enqueue says otherwise."""
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Of one job's arguments."""
 
     @property
     def wakeups(self) -> bool:
         """Whether to send hints."""
+
+    @property
+    def database_name(self) -> str:
+        """Which of several databases it is."""
 
     @property
     def database(self) -> Database:
@@ -63,16 +73,32 @@ class Application(Protocol):
         """Send a hint now."""
 
 
+class Application(Protocol):
+    """What writing jobs needs of the JobRunner."""
+
+    @property
+    def routing(self) -> Routing:
+        """Which queues live in other databases."""
+
+    @property
+    def home(self) -> Home:
+        """Whose jobs this process runs."""
+
+    def branch_of(self, queue: str) -> Home:
+        """Where the jobs of a queue go."""
+
+
 def submit(application: Application, task: Task[..., Any], options: Options, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[Any]:
     """Write one job; see `Task.enqueue`."""
+    home = application.branch_of(options.policy.queue)
     bound = task.parameters.bind(args, kwargs)
-    parameters: dict[str, Any] = {"task": task.name, "args": payload.object_text(bound, application.max_payload_bytes), **options.columns}
+    parameters: dict[str, Any] = {"task": task.name, "args": payload.object_text(bound, home.max_payload_bytes), **options.columns}
     unique = options.policy.unique
     if unique:
         parameters["unique_key"] = unique if isinstance(unique, str) else payload.unique_key(bound)
     if options.run_at is not None:
         parameters["run_at"] = options.run_at
-    fence = current_fence(application)
+    fence = _fence_in(application, home)
     if fence is not None:
         parameters.setdefault("parent_id", fence.id)
     statement = inserting.insert_one(
@@ -82,7 +108,7 @@ def submit(application: Application, task: Task[..., Any], options: Options, arg
         parameters["delay"] = options.delay
     if fence is not None:
         parameters |= _fence_parameters(fence)
-    place = _place(application, options)
+    place = _place(application, home, options)
     committed = isinstance(place, places.OwnTransaction)
     rows = place.rows(statement, parameters)
     if not rows:
@@ -90,12 +116,12 @@ def submit(application: Application, task: Task[..., Any], options: Options, arg
             _check(place, fence)
         job_id, created = _find_or_insert(place, statement, parameters)
         if not created:
-            return Job(application, job_id, State.QUEUED.value, created=False, seen=committed)
+            return Job(home, job_id, State.QUEUED.value, created=False, seen=committed)
     else:
         job_id = rows[0][0]
     later = _is_later(options)
-    place.written(1, None if later else _hint(application, place, options))
-    return Job(application, job_id, "scheduled" if later else State.QUEUED.value, seen=committed)
+    place.written(1, None if later else _hint(home, place, options))
+    return Job(home, job_id, "scheduled" if later else State.QUEUED.value, seen=committed)
 
 
 def submit_many(application: Application, task: Task[..., Any], options: Options, calls: Iterable[Any]) -> Sequence[int]:
@@ -105,15 +131,16 @@ def submit_many(application: Application, task: Task[..., Any], options: Options
     calls = calls if isinstance(calls, (list, tuple)) else list(calls)
     if not calls:
         return []
+    home = application.branch_of(options.policy.queue)
     columns: dict[str, Any] = {"task": task.name, **options.columns}
-    fence = current_fence(application)
+    fence = _fence_in(application, home)
     if fence is not None:
         columns.setdefault("parent_id", fence.id)
     if options.run_at is not None:
         columns["run_at"] = options.run_at
     bound = _bound(task, calls)
-    limit = application.max_payload_bytes
-    place = _place(application, options)
+    limit = home.max_payload_bytes
+    place = _place(application, home, options)
     written = len(calls)
     ids: Sequence[int]
     with _fenced(place, fence):
@@ -127,8 +154,21 @@ def submit_many(application: Application, task: Task[..., Any], options: Options
             # rolls back. In the caller's transaction that would be his whole work, so there everything is encoded first.
             ids = _copy(place, columns, options.delay, texts if isinstance(place, places.OwnTransaction) else list(texts), len(calls))
     if written:
-        place.written(written, None if _is_later(options) else _hint(application, place, options))
+        place.written(written, None if _is_later(options) else _hint(home, place, options))
     return ids
+
+
+def _fence_in(application: Application, home: Home) -> Fence | None:
+    """The running attempt, when its row is where the new job goes.
+
+    In another database the row cannot be part of the same statement. There the attempt is looked at just before, and the new job has
+    no `parent_id`: that number would mean another job.
+    """
+    fence = current_fence(application)
+    if fence is None or not application.routing.databases or application.home.database_name == home.database_name:
+        return fence
+    _check(places.OwnTransaction(application.home.database), fence)
+    return None
 
 
 def _fence_parameters(fence: Fence) -> dict[str, int]:
@@ -165,20 +205,27 @@ def _is_later(options: Options) -> bool:
     return options.delay is not None and options.delay > timedelta(0)
 
 
-def _place(application: Application, options: Options) -> Place:
+def _place(application: Application, home: Home, options: Options) -> Place:
+    place: Place
     if options.connection is not None:
-        return places.on_connection(options.connection)
-    session = options.session
-    if session is DEFAULT_SESSION:
-        session = current_session(application) or application.session
-    return places.in_session(session) if session is not None else places.OwnTransaction(application.database)
+        place = places.on_connection(options.connection)
+    else:
+        session = options.session
+        if session is DEFAULT_SESSION:
+            session = current_session(application) or home.session
+        if session is None:
+            return places.OwnTransaction(home.database)
+        place = places.in_session(session)
+    if application.routing.databases:
+        branches.refuse_other(place.connection, home, options.policy.queue)
+    return place
 
 
-def _hint(application: Application, place: Place, options: Options) -> Hint | None:
-    if not application.wakeups:
+def _hint(home: Home, place: Place, options: Options) -> Hint | None:
+    if not home.wakeups:
         return None
     # An app may write through its session only and configure no database for Jobrunner: then workers poll.
-    dsn = application.database.dsn if isinstance(place, places.OwnTransaction) else application.configured_dsn()
+    dsn = home.database.dsn if isinstance(place, places.OwnTransaction) else home.configured_dsn()
     return (waker_of(dsn), options.policy.queue) if dsn is not None else None
 
 

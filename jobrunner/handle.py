@@ -32,6 +32,10 @@ class Owner(Protocol):
         """Where the job is."""
 
     @property
+    def database_name(self) -> str:
+        """Which of several databases that is."""
+
+    @property
     def registry(self) -> Registry:
         """To find the task's return annotation."""
 
@@ -40,7 +44,7 @@ class Owner(Protocol):
 
 
 class Job(Generic[R]):
-    """One job, by its id.
+    """One job, by its id in its database.
 
     Attributes:
         id: the primary key of its row; stays the same when it moves to history.
@@ -57,6 +61,11 @@ class Job(Generic[R]):
         self.id = job_id
         self.state = state
         self.created = created
+
+    @property
+    def database_name(self) -> str:
+        """The name of the database the job is in, when there are several; else `default`. With the id it finds the job again."""
+        return self._owner.database_name
 
     def refresh(self) -> Job[R]:
         """Read the state again, on a connection of its own.
@@ -151,7 +160,7 @@ class Job(Generic[R]):
         self.state, self._seen = state, True
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Job) and other.id == self.id
+        return isinstance(other, Job) and other.id == self.id and other.database_name == self.database_name
 
     def __hash__(self) -> int:
         return hash(self.id)

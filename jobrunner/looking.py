@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 from psycopg import errors as pg
 
-from jobrunner.connecting import connect, explain
+from jobrunner.connecting import connect, explain, plan_once
 from jobrunner.errors import DatabaseUnreachable, SchemaMissing
 from jobrunner.states import State
-from jobrunner.store import allow_preparing
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -117,10 +116,7 @@ class Looker:
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is None:
             self._connection = connect(self._dsn, application_name="jobrunner results")
-            allow_preparing(self._connection)
-            if self._connection.prepare_threshold is not None:  # a direct connection, whose settings are ours alone
-                # Otherwise the first five calls of each would be planned anew, though no plan depends on the parameters.
-                self._connection.execute("SET plan_cache_mode = force_generic_plan")
+            plan_once(self._connection)
         return self._connection
 
 

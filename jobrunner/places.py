@@ -5,7 +5,6 @@ It must not begin, commit or roll back anything of the caller's.
 
 from __future__ import annotations
 
-import select
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +13,7 @@ import sqlalchemy as sa
 from psycopg import errors as pg
 from sqlalchemy.orm import Session
 
-from jobrunner import commits, schema
+from jobrunner import commits, direct, schema
 from jobrunner.errors import ConfigurationError, SchemaMissing
 
 if TYPE_CHECKING:
@@ -38,8 +37,13 @@ class OwnTransaction:
         """Run one statement and give its rows."""
         if self._held is not None:
             return self._held.execute(statement.raw, parameters).fetchall()
-        with _pooled(self._database) as connection:
-            return connection.execute(statement.raw, parameters, prepare=True).fetchall()
+        kept = self._database.ready.take()
+        try:
+            return kept.cursor.execute(statement.raw, parameters, prepare=True).fetchall()
+        except pg.UndefinedTable as error:
+            raise SchemaMissing(self._database.dsn.target) from error
+        finally:
+            self._database.ready.give(kept)
 
     @contextmanager
     def together(self) -> Iterator[psycopg.Connection[Any]]:
@@ -47,12 +51,16 @@ class OwnTransaction:
         if self._held is not None:
             yield self._held
             return
-        with _pooled(self._database) as connection, connection.transaction():
-            self._held = connection
-            try:
-                yield connection
-            finally:
-                self._held = None
+        kept = self._database.ready.take()
+        try:
+            with kept.connection.transaction():
+                self._held = kept.connection
+                yield kept.connection
+        except pg.UndefinedTable as error:
+            raise SchemaMissing(self._database.dsn.target) from error
+        finally:
+            self._held = None
+            self._database.ready.give(kept)
 
     def written(self, _count: int, hint: Hint | None) -> None:
         """Jobs are committed: the hint may go out."""
@@ -62,28 +70,36 @@ class OwnTransaction:
 
 
 class CallersTransaction:
-    """Everything is part of the caller's transaction and savepoint; an error is the caller's to roll back."""
+    """Everything is part of the caller's transaction and savepoint; an error is the caller's to roll back.
+
+    Attributes:
+        connection: on which that transaction is.
+        can_copy: whether its driver is psycopg.
+    """
 
     def __init__(self, connection: sa.Connection, session: Session | None = None) -> None:
-        self._connection = connection
+        self.connection = connection
         self._session = session
         self.can_copy = isinstance(connection.connection.driver_connection, psycopg.Connection)
 
     def rows(self, statement: Statement, parameters: Mapping[str, Any]) -> Sequence[Any]:
         """Run one statement and give its rows."""
-        return self._connection.execute(statement.core, parameters).fetchall()
+        driver = direct.driver_of(self.connection)
+        if driver is None:
+            return self.connection.execute(statement.core, parameters).fetchall()
+        return direct.rows(self.connection, driver, statement.raw, parameters)
 
     @contextmanager
     def together(self) -> Iterator[psycopg.Connection[Any]]:
         """Nothing to begin; gives the driver's connection, which can COPY when it is psycopg's (`can_copy`)."""
-        yield cast("psycopg.Connection[Any]", self._connection.connection.driver_connection)
+        yield cast("psycopg.Connection[Any]", self.connection.connection.driver_connection)
 
     def written(self, count: int, hint: Hint | None) -> None:
         """Jobs are in the caller's transaction: the hint goes out after its commit."""
         if self._session is not None:
             commits.watch_session(self._session, count, hint)
         else:
-            commits.watch_connection(self._connection, hint)
+            commits.watch_connection(self.connection, hint)
 
 
 Place = OwnTransaction | CallersTransaction
@@ -124,39 +140,3 @@ def on_connection(given: object) -> CallersTransaction:
             f"connection={type(given).__name__}: expected a SQLAlchemy Connection", hint="an ORM session goes in session=…"
         )
     return CallersTransaction(given)
-
-
-@contextmanager
-def _pooled(database: Database) -> Iterator[psycopg.Connection[Any]]:
-    fairy = database.engine.raw_connection()
-    connection = fairy.driver_connection
-    assert isinstance(connection, psycopg.Connection)  # noqa: S101  `Database` makes no other
-    while hung_up(connection):
-        # The server or a pooler closed it while it lay in the pool. Asking the socket costs a microsecond; finding out by sending
-        # the INSERT would leave the caller not knowing whether the job exists.
-        fairy.invalidate()
-        fairy.close()
-        fairy = database.engine.raw_connection()
-        connection = fairy.driver_connection
-        assert isinstance(connection, psycopg.Connection)  # noqa: S101
-    try:
-        yield connection
-    except pg.UndefinedTable as error:
-        raise SchemaMissing(database.dsn.target) from error
-    finally:
-        if connection.closed or connection.broken:
-            fairy.invalidate()
-        fairy.close()
-
-
-def hung_up(connection: Any) -> bool:
-    """Whether the other side ended an idle connection of psycopg, or of another driver that tells its `closed` and `fileno()`.
-
-    Unasked-for news on a connection that listens to nothing is a farewell, or something as rare as a changed server setting: not
-    worth telling apart.
-    """
-    if connection.closed:
-        return True
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(0))

@@ -184,13 +184,8 @@ class Options:
 
     def with_values(self, given: Mapping[str, Any]) -> Options:
         """The same options with checked values in place of some. Raises ConfigurationError naming the parameter."""
-        rest = {name: value for name, value in given.items() if name not in _OWN}
-        policy = self.policy.with_values(rest, "options")
-        kept = {name: self.columns[name] for name in ("meta", "parent_id") if name in self.columns}
-        if "meta" in given:
-            kept["meta"] = checks.meta(given["meta"])
-        if "parent_id" in given:
-            kept["parent_id"] = checks.parent_id(given["parent_id"])
+        # Only where to write, as for each job of a request: nothing of the row changes.
+        policy, columns = (self.policy, self.columns) if given.keys() <= _PLACES else self._row_with(given)
         delay = checks.delay(given["delay"]) if "delay" in given else self.delay
         run_at = checks.run_at(given["run_at"]) if "run_at" in given else self.run_at
         if delay is not None and run_at is not None:
@@ -200,8 +195,17 @@ class Options:
             session = None  # the connection named here wins over the app's default session
         if session is not None and connection is not None:
             raise ConfigurationError("options(session=…, connection=…): give one of the two")
+        return Options(policy, columns, delay, run_at, session, connection)
+
+    def _row_with(self, given: Mapping[str, Any]) -> tuple[Policy, Mapping[str, object]]:
+        policy = self.policy.with_values({name: value for name, value in given.items() if name not in _OWN}, "options")
+        kept = {name: self.columns[name] for name in ("meta", "parent_id") if name in self.columns}
+        if "meta" in given:
+            kept["meta"] = checks.meta(given["meta"])
+        if "parent_id" in given:
+            kept["parent_id"] = checks.parent_id(given["parent_id"])
         columns = {**policy.columns(), **{name: value for name, value in kept.items() if value is not None}}
-        return Options(policy, MappingProxyType(columns), delay, run_at, session, connection)
+        return policy, MappingProxyType(columns)
 
 
 class _DefaultSession:
@@ -212,7 +216,8 @@ class _DefaultSession:
 DEFAULT_SESSION = _DefaultSession()
 DEFAULT_POLICY = Policy()
 COLUMNS = tuple(field.name for field in dataclasses.fields(Policy) if field.name != "unique")
-_OWN = ("delay", "run_at", "meta", "parent_id", "session", "connection")
+_PLACES = frozenset({"session", "connection"})
+_OWN = _PLACES | {"delay", "run_at", "meta", "parent_id"}
 
 
 def _check_together(policy: Policy, given: Mapping[str, object], where: str) -> None:

@@ -159,6 +159,21 @@ Index(
     job_history.c.id.desc(),
     postgresql_where=text("state <> 'succeeded'"),
 )
+Index(
+    "job_history_task_unsuccessful",
+    job_history.c.task,
+    job_history.c.finished_at.desc(),
+    job_history.c.id.desc(),
+    postgresql_include=["state"],  # counted without a look at the rows
+    postgresql_where=text("state <> 'succeeded'"),
+)
+Index(
+    "job_history_queue",
+    job_history.c.queue,
+    job_history.c.finished_at.desc(),
+    job_history.c.id.desc(),
+    postgresql_where=text("queue <> 'default'"),
+)
 
 job_attempts = Table(
     "job_attempts",
@@ -353,5 +368,15 @@ retention_changes = Table(
     Column("finished_at", _AT, nullable=False),
 )
 Index("retention_changes_part", retention_changes.c.part)
+
+upkeep_turn = Table(
+    "upkeep_turn",
+    metadata,
+    Column("id", Integer, nullable=False, server_default=text("1")),
+    Column("worker_id", BigInteger, nullable=False),
+    Column("until", _AT, nullable=False),
+    PrimaryKeyConstraint("id", name="upkeep_turn_pkey"),
+    CheckConstraint("id = 1", name="upkeep_turn_one"),
+)
 
 PARTITIONED = ("job_history", "job_attempts", "job_logs", "rollup_minute")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SCHEMA = "jobrunner"
 CHANNEL = "jobrunner"  # of LISTEN/NOTIFY wake-ups; the payload is the queue's name
 DEFAULT_QUEUE = "default"
+READ_DSN = "JOBRUNNER_READ_DSN"  # of a replica; what is read from is told by where its address comes from
 MAX_PAYLOAD_BYTES = 1_000_000  # of one job's arguments as JSON text; above, a file or a row id travels better
 MAX_RESULT_BYTES = 1_000_000  # of one job's return value as JSON text
 LEASE = timedelta(seconds=30)  # a dead worker's jobs run again after this; the heartbeat goes out every third of it
@@ -106,6 +107,21 @@ def find_dsn(
             render = getattr(value, "render_as_string", None)
             return parse_dsn(render(hide_password=False) if render else str(value), origin)
     return None
+
+
+def find_read_dsn(config: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None) -> Dsn | None:
+    """The replica that pages and reading commands use, or None: `JOBRUNNER_READ_DSN`, then that key of the Flask config.
+
+    The config's does not count beside a `JOBRUNNER_DSN` in the environment: it is a replica of another database.
+
+    Raises:
+        ConfigurationError: it is no PostgreSQL address.
+    """
+    env = os.environ if environ is None else environ
+    if env.get(READ_DSN):
+        return parse_dsn(env[READ_DSN], READ_DSN)
+    given = None if env.get("JOBRUNNER_DSN") else (config or {}).get(READ_DSN)
+    return parse_dsn(str(given), f"{READ_DSN} of the Flask config") if given else None
 
 
 def describe_target(url: str) -> str:

@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-import psycopg
 import sqlalchemy as sa
 from psycopg import errors as pg
 
 from jobrunner import arrays, clock, statements
-from jobrunner.connecting import patience
+from jobrunner.connecting import allow_preparing, patience
 from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
 from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Registered, Remains, Succeeded
+from jobrunner.ready import Ready
 from jobrunner.states import sources_of
 
 if TYPE_CHECKING:
@@ -44,22 +44,6 @@ _SEQUENCES: dict[Ending, tuple[str, ...]] = {
     Ending.ABORT: ("abort",),
 }
 
-_ONLY_WHEN_ASKED = 2**31  # executions before psycopg prepares a statement by itself
-
-_TRANSIENT = (
-    pg.DeadlockDetected,
-    pg.SerializationFailure,
-    pg.LockNotAvailable,
-    pg.ReadOnlySqlTransaction,  # the old primary after a failover
-    pg.TooManyConnections,
-    pg.AdminShutdown,
-    pg.CrashShutdown,
-    pg.CannotConnectNow,
-    pg.DiskFull,
-    pg.IdleInTransactionSessionTimeout,
-    pg.QueryCanceled,
-)
-
 
 class Floor(NamedTuple):
     """The last key claimed in one (queue, priority): the next claim starts behind it."""
@@ -73,22 +57,6 @@ class LostWorker(NamedTuple):
 
     id: int
     name: str
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed later: deadlock, serialisation, failover, lost or refused connection.
-
-    Takes psycopg errors and SQLAlchemy's wrappers of them. A refused password is not transient.
-    """
-    original = getattr(error, "orig", None) or error
-    if isinstance(original, _TRANSIENT):
-        return True
-    if isinstance(original, (pg.InvalidPassword, pg.InvalidAuthorizationSpecification, pg.InvalidCatalogName)):
-        return False
-    sqlstate = getattr(original, "sqlstate", None)
-    return isinstance(original, (psycopg.OperationalError, psycopg.InterfaceError)) and (
-        sqlstate is None or sqlstate[:2] in {"08", "53", "57"}
-    )
 
 
 class Store:
@@ -139,15 +107,14 @@ class Store:
         for outcome in outcomes:
             groups.setdefault("succeed" if type(outcome) is Succeeded else outcome.ending, []).append(outcome)  # type: ignore[union-attr]
         now = clock.monotonic()
-        running: list[tuple[list[Any], dict[str, Cursor[Any]]]] = []
-        with self.transaction():
-            for name, group in groups.items():
-                group.sort(key=attrgetter("id"))
-                if name == "succeed":
-                    running.append((group, {"succeed": self._run("succeed", arrays.successes(group, now))}))
-                else:
-                    parameters = arrays.endings(group, now)
-                    running.append((group, {step: self._run(step, parameters) for step in _SEQUENCES[Ending(name)]}))
+        for group in groups.values():
+            group.sort(key=attrgetter("id"))
+        if groups.keys() == {"succeed"}:  # one statement is a transaction by itself, without a word more between us and the server
+            running = [self._send(name, group, now) for name, group in groups.items()]
+        else:
+            with self.transaction():
+                self._hold([outcome for group in groups.values() for outcome in group])
+                running = [self._send(name, group, now) for name, group in groups.items()]
         refused: list[Outcome] = []
         for group, cursors in running:
             moved = {step: [row[0] for row in cursor.fetchall()] for step, cursor in cursors.items()}
@@ -159,6 +126,19 @@ class Store:
                 latest = {outcome.id: outcome.lease for outcome in sorted(group, key=attrgetter("lease"))}
                 refused.extend(outcome for outcome in group if outcome.id not in accepted or outcome.lease != latest[outcome.id])
         return refused
+
+    def _hold(self, outcomes: Sequence[Outcome]) -> None:
+        """Lock all the rows of a batch before the first of its statements, so that their order is one."""
+        if len(outcomes) > 1:
+            given = {"ids": arrays.ints(outcome.id for outcome in outcomes), "leases": arrays.ints(outcome.lease for outcome in outcomes)}
+            self._run("hold", given)
+
+    def _send(self, name: str, group: list[Any], now: float) -> tuple[list[Any], dict[str, Cursor[Any]]]:
+        """One group of outcomes, and the statements that it goes through."""
+        if name == "succeed":
+            return group, {"succeed": self._run("succeed", arrays.successes(group, now))}
+        parameters = arrays.endings(group, now)
+        return group, {step: self._run(step, parameters) for step in _SEQUENCES[Ending(name)]}
 
     def start(self, begun: Sequence[tuple[int, int, float]]) -> set[int]:
         """Record that attempts, given as (id, lease, seconds running), have begun. Returns the ids whose lease still holds."""
@@ -235,13 +215,21 @@ class Store:
 
     def rescue(self) -> tuple[list[LostWorker], int]:
         """Give back the jobs of workers whose lease expired. Returns those found lost just now, and how many jobs were moved."""
+        found = self._run("any_lost", {}).fetchone()
+        if found is None or not found[0]:
+            return [], 0
         with self.connection.transaction():
             looked_at = self._run("lost_workers", {}).fetchall()
             if not looked_at:
                 return [], 0
             ids = {"worker_ids": [row[0] for row in looked_at]}
             lost = [LostWorker(worker_id, name) for worker_id, name, newly_lost in looked_at if newly_lost]
+            self._run("hold_lost", ids)
             return lost, sum(self._run(name, ids).rowcount for name in ("rescue", "rescue_quarantine", "rescue_abort"))
+
+    def take_turn(self, worker_id: int, turn: timedelta) -> bool:
+        """Be the only worker at upkeep for so long; no time at all ends it. False while another one is. Waits for no lock."""
+        return self._run("take_turn", {"worker_id": worker_id, "turn_ms": _ms(turn)}).fetchone() is not None
 
     def ensure_partitions(self, ahead: int) -> int:
         """Make the partitions of the next `ahead` days. Returns how many were made."""
@@ -328,7 +316,8 @@ class Store:
         return DuplicateJob(*row) if row else DuplicateJob(job_id, "?")
 
     def _run(self, name: str, parameters: Mapping[str, Any]) -> Cursor[Any]:
-        return self.connection.execute(statements.load(name), parameters)
+        # Prepared where `allow_preparing` has found that it may be.
+        return self.connection.execute(statements.load(name), parameters, prepare=True)
 
 
 class Database:
@@ -353,34 +342,26 @@ class Database:
             connect_args={**patience(dsn), "prepare_threshold": None, "application_name": "jobrunner"},
         )
         sa.event.listen(self.engine, "connect", allow_preparing)
+        self.ready = Ready(self.engine.raw_connection, pool_size)
 
     @contextmanager
     def store(self) -> Iterator[Store]:
         """A `Store` on a pooled connection, for the length of the block. A broken connection is not given back."""
-        raw = self.engine.raw_connection()
-        connection = cast("Connection[Any]", raw.driver_connection)
+        kept = self.ready.take()
         try:
-            yield Store(connection)
-        except psycopg.OperationalError:
-            raw.invalidate()
-            raise
+            yield Store(kept.connection)
         finally:
-            raw.close()
+            self.ready.give(kept)
 
     def close(self) -> None:
         """Close the pooled connections; the next use opens new ones."""
+        self.ready.close()
         self.engine.dispose()
 
-
-def allow_preparing(connection: Connection[Any], _record: object = None) -> None:
-    """Statements that ask for it are prepared, on a direct connection only.
-
-    Behind a pooler a prepared statement may be looked for in another server process. A pooler shows: the process that answers is
-    not the one that the connection was told of.
-    """
-    row = connection.execute("SELECT pg_backend_pid()").fetchone()
-    if row is not None and row[0] == connection.info.backend_pid:
-        connection.prepare_threshold = _ONLY_WHEN_ASKED
+    def forget(self) -> None:
+        """In a forked child: leave the parent's connections alone; the next use opens new ones."""
+        self.ready.forget()
+        self.engine.dispose(close=False)
 
 
 _attempt = attrgetter("id", "lease")

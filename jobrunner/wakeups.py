@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import psycopg
 
+from jobrunner.connecting import allow_preparing
 from jobrunner.settings import CHANNEL
 
 if TYPE_CHECKING:
@@ -149,7 +150,9 @@ class Waker:
                     connect_timeout=CONNECT_TIMEOUT,
                     application_name="jobrunner wake-ups",
                 )
-            connection.execute(_NOTIFY, (CHANNEL, queues))
+                allow_preparing(connection)
+            # Prepared, because planning would cost the server more than all the rest of a hint.
+            connection.execute(_NOTIFY, (CHANNEL, queues), prepare=True)
         except psycopg.Error as error:
             _close(connection)
             if not fresh:  # the server or a pooler closed an idle connection: that is not a failure yet

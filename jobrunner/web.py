@@ -10,17 +10,17 @@ import importlib
 import importlib.util
 import os
 import sys
-import threading
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from jobrunner.app import JobRunner, find_jobrunner
-from jobrunner.errors import ConfigurationError
+from jobrunner.errors import ConfigurationError, EnqueueError
 from jobrunner.inspection import registered_tasks
 from jobrunner.policies import Policy
-from jobrunner.store import Database
+from jobrunner.replicas import Reads
+from jobrunner.settings import parse_dsn
 from jobrunner.tasks import Task
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flask import Flask, Request
 
     from jobrunner.handle import Job
+    from jobrunner.settings import Dsn
 
 Role: TypeAlias = Literal["read", "operate", "admin"]
 Auth: TypeAlias = "Callable[[Request], Role | None]"
@@ -50,6 +51,7 @@ def create_app(
     read_only: bool | None = None,
     env_name: str | None = None,
     env_color: str | None = None,
+    read_dsn: str | None = None,
 ) -> Flask:
     """A Flask application that is the dashboard and the HTTP API, for `jobrunner web` and WSGI servers.
 
@@ -63,6 +65,7 @@ def create_app(
             machine when `serve` or Flask's debug server runs the app.
         read_only: nobody may change anything; None takes `JOBRUNNER_READ_ONLY`.
         env_name, env_color: badge on every page; None takes `JOBRUNNER_ENV_NAME` and `JOBRUNNER_ENV_COLOR`.
+        read_dsn: a replica from which pages read; None takes `JOBRUNNER_READ_DSN`. Every change goes to the primary.
 
     Raises:
         ConfigurationError: both `jobs` and `dsn` are given, or a value is malformed.
@@ -71,7 +74,8 @@ def create_app(
         raise ConfigurationError("create_app(jobs, dsn=…): give one of the two; the JobRunner has a database already")
     if auth is None and os.environ.get(PASSWORD_VARIABLE):
         auth = basic_auth(os.environ.get(USER_VARIABLE) or "admin")
-    board = _dashboard(jobs or JobRunner(dsn=dsn), auth, read_only, env_name, env_color)
+    replica = parse_dsn(read_dsn, "create_app(read_dsn=…)") if read_dsn is not None else None
+    board = _dashboard(jobs or JobRunner(dsn=dsn), auth, read_only, env_name, env_color, (lambda: replica) if replica else None)
     return cast("Flask", _webapp().create(board))
 
 
@@ -182,48 +186,30 @@ def version() -> str:
         return "dev"
 
 
-def _dashboard(jobs: JobRunner, auth: Auth | None, read_only: object, env_name: str | None, env_color: str | None) -> Any:
+def _dashboard(
+    jobs: JobRunner,
+    auth: Auth | None,
+    read_only: object,
+    env_name: str | None,
+    env_color: str | None,
+    read_dsn: Callable[[], Dsn | None] | None = None,
+) -> Any:
     context = importlib.import_module(f"{_webapp().__name__}.context")
     name = env_name or os.environ.get("JOBRUNNER_ENV_NAME") or ""
     color = env_color or os.environ.get("JOBRUNNER_ENV_COLOR") or _color_of(name)
     if color not in COLORS:
         raise ConfigurationError(f"JOBRUNNER_ENV_COLOR={color!r}: expected one of {', '.join(COLORS)}")
+    reads = Reads(lambda: jobs.dsn, read_dsn or jobs.read_dsn, POOL_SIZE)
     return context.Dashboard(
         jobs=jobs,
-        reads=_Reads(jobs),
-        enqueue=_Enqueue(jobs),
+        reads=reads,
+        enqueue=_Enqueue(jobs, reads),
         auth=auth,
         # Either side may close; neither can open what the other closed.
         read_only=_truth(read_only) or _truth(os.environ.get("JOBRUNNER_READ_ONLY")) if read_only is not False else False,
         badge=context.Badge(name, color) if name else None,
         version=version(),
     )
-
-
-class _Reads:
-    """The pool for reading; made at first use, anew after a fork and when the JobRunner took another database."""
-
-    def __init__(self, jobs: JobRunner) -> None:
-        self._jobs = jobs
-        self._lock = threading.Lock()
-        self._database: Database | None = None
-        self._pid = 0
-
-    def __call__(self) -> Database:
-        dsn = self._jobs.dsn
-        with self._lock:
-            if self._database is None or self._pid != os.getpid() or self._database.dsn != dsn:
-                if self._database is not None:
-                    self._database.engine.dispose(close=self._pid == os.getpid())  # a forked child must not close the parent's sockets
-                self._database, self._pid = Database(dsn, pool_size=POOL_SIZE), os.getpid()
-            return self._database
-
-    def close(self) -> None:
-        """Close the pooled connections; the next use opens new ones."""
-        with self._lock:
-            database, self._database = self._database, None
-        if database is not None:
-            database.close()
 
 
 class _Enqueue:
@@ -233,12 +219,24 @@ class _Enqueue:
     some live worker registers, and its arguments are stored as they are.
     """
 
-    def __init__(self, jobs: JobRunner) -> None:
+    def __init__(self, jobs: JobRunner, reads: Reads) -> None:
         self._jobs = jobs
+        self._reads = reads
 
     def __call__(self, task: str, args: Mapping[str, Any], options: Mapping[str, Any]) -> Job[Any]:
+        job = self._write(task, args, options)
+        self._reads.wrote()
+        return job
+
+    def _write(self, task: str, args: Mapping[str, Any], options: Mapping[str, Any]) -> Job[Any]:
         own: dict[str, Any] = {**options, "session": None}  # never in a session of the host app: nobody would commit it
         if len(self._jobs.registry):
+            home = self._jobs.branch_of(own.get("queue") or self._jobs.registry[task].policy.queue)
+            if home is not self._jobs:
+                raise EnqueueError(
+                    f"the queue of this job lives in the database {home.database_name!r}, and this dashboard shows another",
+                    hint=f"use the dashboard of that database: jobrunner web --database {home.database_name}",
+                )
             return self._jobs.enqueue(task, args, **own)
         known = registered_tasks(self._jobs.database)
         if task not in known:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -40,6 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name == "DATABASE_URL" or (name.startswith(FOREIGN) and not name.startswith(KEPT)):
             del os.environ[name]
+    # A shell that starts the run in the background has these ignored, in every process that follows; who presses Ctrl-C has not.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     config.stash[RUN] = pg.Run.join() if hasattr(config, "workerinput") else pg.Run.begin()
 
 

@@ -92,6 +92,7 @@ def api_retry(job_id: str) -> Response:
     """POST: run a job that ended without success again, or a waiting one now."""
     board, number = dashboard(), job_id_of(job_id)
     board.jobs.job(number).retry()
+    board.reads.wrote()
     return render.json_response(serial.detail(get_job(board.reads(), number)))
 
 
@@ -99,6 +100,7 @@ def api_cancel(job_id: str) -> Response:
     """POST: cancel a waiting job (200), or ask a running one to stop (202)."""
     board, number = dashboard(), job_id_of(job_id)
     answer = board.jobs.job(number).cancel()
+    board.reads.wrote()
     return render.json_response(serial.detail(get_job(board.reads(), number)), 202 if answer == "requested" else 200)
 
 

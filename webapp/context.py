@@ -13,7 +13,7 @@ from flask import Request, current_app
 
 if TYPE_CHECKING:
     from jobrunner.app import JobRunner
-    from jobrunner.store import Database
+    from jobrunner.replicas import Reads
 
 EXTENSION = "jobrunner-web"
 
@@ -36,7 +36,7 @@ class Dashboard:
 
     Attributes:
         jobs: whose jobs.
-        reads: the pool for reading, its own, so that many open pages cannot take the application's connections.
+        reads: the pool for reading, its own, so that many open pages cannot take the application's connections; of a replica, if any.
         enqueue: writes a job by the name of its task; gives the handle.
         auth: says what a request may do; None is the closed default.
         read_only: nobody may change anything, whatever `auth` says.
@@ -46,7 +46,7 @@ class Dashboard:
     """
 
     jobs: JobRunner
-    reads: Callable[[], Database]
+    reads: Reads
     enqueue: Enqueue
     auth: Auth | None
     read_only: bool

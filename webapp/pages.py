@@ -5,6 +5,7 @@ It must not compute what `inspection` knows, nor write on GET.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from flask import Response, make_response, redirect, request, url_for
@@ -65,13 +66,17 @@ def job(job_id: str) -> Response:
 
 def retry(job_id: str) -> BaseResponse:
     """POST: retry, then back to the job."""
-    dashboard().jobs.job(job_id_of(job_id)).retry()
+    board = dashboard()
+    board.jobs.job(job_id_of(job_id)).retry()
+    board.reads.wrote()
     return redirect(url_for("jobrunner.job", job_id=job_id, done="retried"), 303)
 
 
 def cancel(job_id: str) -> BaseResponse:
     """POST: cancel, then back to the job."""
-    answer = dashboard().jobs.job(job_id_of(job_id)).cancel()
+    board = dashboard()
+    answer = board.jobs.job(job_id_of(job_id)).cancel()
+    board.reads.wrote()
     return redirect(url_for("jobrunner.job", job_id=job_id, done=answer), 303)
 
 
@@ -88,7 +93,10 @@ def workers() -> Response:
 
 
 def _page(template: str, *, reads: Any, **values: Any) -> str:
-    return render.page(template, pulse=pulse(reads), target=reads.dsn.target, **values)
+    found, replica = pulse(reads), dashboard().reads.standing()
+    if replica is not None and replica.used:
+        found = dataclasses.replace(found, read_only=False)  # changes go to the primary
+    return render.page(template, pulse=found, target=reads.dsn.target, replica=replica, **values)
 
 
 def _tabs(wanted: JobFilter, counts: dict[StateWord, Count | None]) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ def problem_page(problem: Problem, error: Exception) -> str:
 
 
 def page(template: str, **values: Any) -> str:
-    """A template in the frame. `pulse` among the values feeds banner and footer; without it there is neither."""
+    """A template in the frame. `pulse` and `replica` among the values feed banner and footer; without them there is neither."""
     board = dashboard()
     frame = {
         "badge": board.badge,
@@ -58,6 +58,7 @@ def page(template: str, **values: Any) -> str:
         "navigation": NAVIGATION,
         "here": (request.endpoint or "").rpartition(".")[2],
         "pulse": None,
+        "replica": None,
         "icon": _favicon(board.badge.color if board.badge else "blue"),
         "target": None,
     }

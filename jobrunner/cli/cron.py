@@ -16,7 +16,8 @@ import click
 
 from jobrunner import clock
 from jobrunner.cli import failures
-from jobrunner.cli.engine import Engine, engine_options, worker_options
+from jobrunner.cli.databases import Part, parts
+from jobrunner.cli.engine import Engine, engine_options, serve_all, worker_options
 from jobrunner.cli.failures import Code, CommandError
 from jobrunner.cli.lazy import Command
 from jobrunner.cli.output import iso
@@ -57,6 +58,8 @@ def cron(
 ) -> None:
     """Run what is due in QUEUES and leave: for crontab. Default: the queue "default".
 
+    With several databases one run is started for each that has some of QUEUES, by default for all of them.
+
     With --for it stays, takes no more jobs after that time, gives running ones --grace and then gives them back without using up an
     attempt. A start that finds its slot taken leaves at once, with 0. Prints nothing when all is well, one line for each trouble;
     what the app and its jobs print is not passed on, but with -v.
@@ -65,34 +68,52 @@ def cron(
     if duration is not None and duration <= timedelta(0):
         raise CommandError(Code.USAGE, "--for must be above 0 seconds", hint="try:   --for 55s; or leave it out to end when nothing is due")
     from jobrunner.settings import DEFAULT_QUEUE
-    from jobrunner.worker.log import configure, logger
+    from jobrunner.worker.log import configure
 
     values = shared()
-    queues = names or ((DEFAULT_QUEUE, None),)
-    pool = pool if pool is not None else ",".join(sorted(name for name, _ in queues))
-    with _only_ours(sys.stdout, sys.stderr) if not values.verbose else contextlib.nullcontext():
-        values.quiet = values.quiet or not values.verbose  # nothing is said on the way
-        configure(engine["log_format"], "DEBUG" if values.verbose else "WARNING", only_trouble=not values.verbose)
+    level = "DEBUG" if values.verbose else "WARNING"
+
+    def serve(part: Part) -> int:
+        queues = part.queues or ((DEFAULT_QUEUE, None),)
+        own_pool = pool if pool is not None else ",".join(sorted(name for name, _ in queues))
+        configure(engine["log_format"], level, only_trouble=not values.verbose, database=part.name)
         try:
-            dsn = find_database(of_app=True, warns=values.verbose)
             from jobrunner.worker import run as run_worker
 
             options = worker_options(
-                dsn, queues, engine, kind="cron", drain=duration is None, max_seconds=duration and duration.total_seconds(), began=began,
-                pool=pool, pool_slots=pool_slots, patience=PATIENCE, fail_on_job_failure=fail_on_job_failure,
+                part.dsn, queues, engine, kind="cron", drain=duration is None, began=began,
+                max_seconds=duration and duration.total_seconds(), pool=own_pool, pool_slots=pool_slots, patience=PATIENCE,
+                fail_on_job_failure=fail_on_job_failure,
             )  # fmt: skip
             left = run_worker(options)
         except Exception as error:  # noqa: BLE001  whatever it is, cron gets one line and the exit code
-            failure = failures.describe(error)
-            hint = "; ".join(" ".join(line.split()) for line in failure.lines).replace(" · ", ", ")
-            facts = {"pool": pool, "exit": int(failure.code), **({"hint": hint} if hint else {})}
-            logger.error(" ".join(failure.message.split()), extra=facts, exc_info=values.verbose)
-            code = int(failure.code)
-        else:
-            code = Code.BUSY if strict and left.reason in {BUSY, LOST} else left.exit_code
-            if summary:
-                click.echo(json.dumps(_summary(left, code, pool, clock.monotonic() - began)))
+            return _trouble(error, own_pool)
+        code = Code.BUSY if strict and left.reason in {BUSY, LOST} else left.exit_code
+        if summary:
+            named = {"database": part.name} if part.name is not None else {}
+            click.echo(json.dumps(named | _summary(left, code, own_pool, clock.monotonic() - began)))
+        return code
+
+    with _only_ours(sys.stdout, sys.stderr) if not values.verbose else contextlib.nullcontext():
+        values.quiet = values.quiet or not values.verbose  # nothing is said on the way
+        configure(engine["log_format"], level, only_trouble=not values.verbose)
+        try:
+            found = parts(names) or [Part(None, find_database(of_app=True, warns=values.verbose), names or ())]
+            code = serve_all(found, serve, engine, level=level, restarts=False)
+        except Exception as error:  # noqa: BLE001  before any worker: there is no database, or no way to find it
+            code = _trouble(error, pool if pool is not None else ",".join(sorted(name for name, _ in names or ((DEFAULT_QUEUE, None),))))
     click.get_current_context().exit(code)
+
+
+def _trouble(error: Exception, pool: str) -> int:
+    """The one line about an error, and its exit code."""
+    from jobrunner.worker.log import logger
+
+    failure = failures.describe(error)
+    hint = "; ".join(" ".join(line.split()) for line in failure.lines).replace(" · ", ", ")
+    facts = {"pool": pool, "exit": int(failure.code), **({"hint": hint} if hint else {})}
+    logger.error(" ".join(failure.message.split()), extra=facts, exc_info=error if shared().verbose else None)
+    return int(failure.code)
 
 
 def _summary(left: Departure, code: int, pool: str, seconds: float) -> dict[str, Any]:

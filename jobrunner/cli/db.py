@@ -41,11 +41,27 @@ def db() -> None:
 @click.command(cls=Command)
 @click.option("--to", "revision", default="head", metavar="REVISION", help="Stop at this revision.  [default: the newest]")
 @click.option("--dry-run", is_flag=True, help="Print the SQL that would run, and change nothing.")
-def upgrade(revision: str, *, dry_run: bool) -> None:
+@click.option("--all-databases", is_flag=True, help="Each of several databases; one that fails does not keep the others from it.")
+def upgrade(revision: str, *, dry_run: bool, all_databases: bool) -> None:
     """Bring the schema to what this program needs.
 
     Safe while other processes do the same, and safe to repeat. Each revision is one transaction.
     """
+    if not all_databases:
+        document = _upgrade(revision, dry_run=dry_run)
+        if shared().json and document is not None:
+            print_json(document)
+        return
+    from jobrunner.cli import databases
+
+    documents = databases.each(lambda: _upgrade(revision, dry_run=dry_run))
+    if shared().json and not dry_run:
+        print_json({"databases": documents})
+    click.get_current_context().exit(databases.worst(documents))
+
+
+def _upgrade(revision: str, *, dry_run: bool) -> dict[str, Any] | None:
+    """One database; what there is to say of it in JSON."""
     from jobrunner import migrate
     from jobrunner.errors import SchemaTooNew
 
@@ -60,15 +76,16 @@ def upgrade(revision: str, *, dry_run: bool) -> None:
         say(f"{dsn.target} is at {found.current or 'no schema'}; {_pending(found)}", label="dry run")
         if found.pending:
             click.echo(migrate.as_sql(found.current or "base", revision), nl=False)
-        return
+        return None
     done = migrate.upgrade(dsn.url, revision)
     after = migrate.version(dsn.url)
     if shared().json:
-        print_json({"ran": list(done), **_version_document(after)})
-    elif done:
+        return {"ran": list(done), **_version_document(after)}
+    if done:
         say(f"upgraded: ran {', '.join(done)}; the schema is at {after.current}")
     else:
         say(f"nothing to do: the schema is at {after.current}")
+    return None
 
 
 @click.command(cls=Command)

@@ -14,7 +14,7 @@ from jobrunner.cli.lazy import Command
 from jobrunner.cli.output import say
 from jobrunner.cli.ports import require_port
 from jobrunner.cli.shared import shared
-from jobrunner.cli.target import EMBEDDED, announce, app_spec, ask_app, find_database, reach
+from jobrunner.cli.target import EMBEDDED, announce, app_spec, ask_app, find_database, reach, routing
 
 GRACE = "5s"  # for running jobs at a restart: a developer who saved a file does not want to wait
 
@@ -35,11 +35,14 @@ def dev(host: str, port: int, *, no_reload: bool) -> None:
 
     facts = ask_app()
     dsn = announce(reach(find_database(of_app=True)))
+    others = routing()
     if dsn.origin == EMBEDDED:
         done = migrate.upgrade(dsn.url)
         if done:
             say(f"schema upgraded: ran {', '.join(done)}")
     migrate.check(dsn.url)
+    for other in others.databases.values():
+        migrate.check(announce(reach(other)).url)
     require_port(host, port)
     queues = ",".join(dict.fromkeys(["default", *(facts.queues if facts else [])]))
     spec = app_spec()
@@ -52,6 +55,6 @@ def dev(host: str, port: int, *, no_reload: bool) -> None:
     else:
         say("there is no app here, so no task to run: serving the dashboard only")
     say(f"http://{host}:{port}/     Ctrl-C stops")
-    environment = os.environ | {"JOBRUNNER_DSN": dsn.url, "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"JOBRUNNER_DSN": dsn.url, "PYTHONUNBUFFERED": "1"} | others.environment()
     code = run_together(children, environment, watched=None if no_reload else Path.cwd())
     click.get_current_context().exit(code)

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,8 @@ from jobrunner.cli.target import app_spec
 from jobrunner.cli.types import DURATION, QUEUES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jobrunner.cli.checkups import Sight
     from jobrunner.cli.crontab import Crontab
     from jobrunner.cli.engine import Queues
@@ -41,36 +43,63 @@ _COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
     metavar="FILE",
     help="With --cron: is read before.  [default: .env here, if it has the DSN]",
 )
-def doctor(names: Queues | None, *, setup: bool, cron: bool, every: timedelta | None, pool: str | None, env_file: Path | None) -> None:
+@click.option("--all-databases", is_flag=True, help="Look at each of several databases.")
+def doctor(
+    names: Queues | None,
+    *,
+    setup: bool,
+    cron: bool,
+    every: timedelta | None,
+    pool: str | None,
+    env_file: Path | None,
+    all_databases: bool,
+) -> None:
     """Find out what keeps jobs from running or slows them down, and say how to mend it. Exit 1 when something is bad.
 
     QUEUES, with --cron: those that the line serves. Default: those of the app's tasks.
     """
     if not cron and (names or every or pool or env_file):
         raise CommandError(Code.USAGE, "QUEUES, --every, --pool and --env-file are for --cron", hint="try:   jobrunner doctor --cron …")
+    if all_databases:
+        if cron:
+            raise CommandError(Code.USAGE, "--cron is about one crontab line: leave --all-databases out")
+        from jobrunner.cli import databases
+
+        documents = databases.each(lambda: _examine(setup=setup))
+        code = databases.worst(documents)
+        if shared().json:
+            print_json({"ok": code == Code.OK, "databases": documents})
+        click.get_current_context().exit(code)
+    document = _examine(setup=setup, line=(lambda sight: _crontab(sight, names, every, pool, env_file)) if cron else None, every=every)
+    code = document.pop("exit")
+    if shared().json:
+        print_json(document)
+    click.get_current_context().exit(code)
+
+
+def _examine(*, setup: bool, line: Callable[[Sight], Crontab] | None = None, every: timedelta | None = None) -> dict[str, Any]:
+    """Look at one database, print what was found unless it is to be JSON, and give that document, with `exit`."""
     from jobrunner.cli import checkups
     from jobrunner.doctor import examine
 
     sight = checkups.general()
     crontab = None
     findings = [replace(finding, group="setup") for finding in sight.findings]
-    if cron:
-        crontab = _crontab(sight, names, every, pool, env_file)
+    if line is not None:
+        crontab = line(sight)
         findings += [replace(finding, group="cron") for finding in _about_cron(sight, crontab, every)]
     elif sight.database is not None and not setup:
         findings += examine(sight.database, schema_fits=sight.schema_fits)
     wrong = any(finding.state == "bad" for finding in findings)
-    if shared().json:
-        document = {
-            "ok": not wrong,
-            "target": sight.dsn.target if sight.dsn else None,
-            "crontab": crontab.line if crontab else None,
-            "checks": [finding.document() for finding in findings],
-        }
-        print_json(document)
-    else:
+    if not shared().json:
         _show(findings, crontab)
-    click.get_current_context().exit(Code.BAD if wrong else Code.OK)
+    return {
+        "ok": not wrong,
+        "target": sight.dsn.target if sight.dsn else None,
+        "crontab": crontab.line if crontab else None,
+        "checks": [finding.document() for finding in findings],
+        "exit": int(Code.BAD if wrong else Code.OK),
+    }
 
 
 def _crontab(sight: Sight, names: Queues | None, every: timedelta | None, pool: str | None, env_file: Path | None) -> Crontab:

@@ -5,6 +5,7 @@ It must not import the worker before such a command runs.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
@@ -12,11 +13,13 @@ import click
 from jobrunner.cli.failures import Code, CommandError, code_of
 from jobrunner.cli.target import app_spec
 from jobrunner.cli.types import DURATION, SIZE
+from jobrunner.routing import HOME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
 
+    from jobrunner.cli.databases import Part
     from jobrunner.settings import Dsn
     from jobrunner.worker import WorkerOptions
 
@@ -101,3 +104,18 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
         code_of=code_of,
         **more,
     )
+
+
+def serve_all(found: list[Part], serve: Callable[[Part], int], engine: Engine, *, level: str, restarts: bool) -> int:
+    """Run the one worker here, or a fleet of one for each database. Returns the exit code."""
+    if len(found) == 1:
+        if found[0].name is not None:
+            os.environ[HOME] = found[0].name
+        return serve(found[0])
+    from jobrunner.cli.fleet import run_all
+    from jobrunner.worker.log import configure
+
+    for part in found:
+        worker_options(part.dsn, part.queues, engine, kind="daemon")  # what contradicts itself is said once, before anything starts
+    configure(engine["log_format"], level)
+    return run_all(found, serve, restarts=restarts)

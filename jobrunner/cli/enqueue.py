@@ -85,8 +85,9 @@ def enqueue(
     options: dict[str, Any] = {"session": None} | {name: value for name, value in given.items() if value is not None}
     data = parse_arguments(args) if args is not None else {}
     runner = load_app()
-    runner.registry[task]  # an unknown name is said before anything is read or connected
-    database = checked_database(announce(database_of(runner)))
+    home = runner.branch_of(queue or runner.registry[task].policy.queue)  # an unknown task is said before anything is connected
+    _refuse_elsewhere(home.database_name)
+    database = checked_database(announce(database_of(runner) if home is runner else home.database.dsn))
     if lines:
         _many(runner, task, options)
         return
@@ -100,7 +101,7 @@ def enqueue(
             click.echo(job.id)
         return
     say(f"job {job.id} is {job.refresh().state}; waiting for it")
-    warn_without_worker(runner.database)
+    warn_without_worker(database)
     _wait(job, timeout, database)
 
 
@@ -160,6 +161,13 @@ def _wait(job: Job[Any], timeout: timedelta | None, database: Database) -> None:
     if state != "succeeded":
         why = f": {found.job.error_type}: {found.error or ''}".rstrip(": ") if found.job.error_type and state != "cancelled" else ""
         raise CommandError(Code.BAD, f"job {job.id} {was(state)}{why}", hint=f"see:   jobrunner jobs show {job.id}")
+
+
+def _refuse_elsewhere(name: str) -> None:
+    """A job goes where its queue lives: nobody would look for it elsewhere."""
+    wanted = shared().database
+    if wanted not in {None, name}:
+        raise CommandError(Code.USAGE, f"--database {wanted}: the queue of this job lives in {name!r}", hint="leave --database out")
 
 
 def _refuse_contradictions(*pairs: dict[str, bool]) -> None:

@@ -16,7 +16,7 @@ from jobrunner.cli.failures import Code, CommandError, report
 from jobrunner.cli.lazy import Command, Entry, LazyGroup
 from jobrunner.cli.output import Column, instant, on_terminal, print_json, print_table, printable, say, shorten, warn
 from jobrunner.cli.shared import shared
-from jobrunner.cli.target import announce, checked_database, find_database
+from jobrunner.cli.target import announce, checked_database, find_database, reading_database
 from jobrunner.cli.types import DURATION, JOB_ID
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def list_(terms: tuple[str, ...], limit: int, cursor: str | None) -> None:
     from jobrunner.filters import parse
 
     wanted = parse(filter_text(terms))
-    database = checked_database(find_database())
+    database = reading_database()
     from jobrunner.inspection import list_jobs
 
     page = list_jobs(database, filter=wanted, cursor=cursor, limit=limit)

@@ -18,6 +18,7 @@ class Shared:
 
     Attributes:
         dsn: of `--dsn`.
+        database: of `--database`: the name of one of several.
         app: of `--app`.
         json: answer with one JSON document.
         quiet: say nothing that is not an error.
@@ -25,10 +26,11 @@ class Shared:
         color: None to decide by the terminal.
     """
 
-    __slots__ = ("app", "color", "dsn", "json", "quiet", "verbose")
+    __slots__ = ("app", "color", "database", "dsn", "json", "quiet", "verbose")
 
     def __init__(self, *, verbose: bool = False, color: bool | None = None) -> None:
         self.dsn: str | None = None
+        self.database: str | None = None
         self.app: str | None = None
         self.json = False
         self.quiet = False
@@ -81,6 +83,7 @@ def global_options() -> list[click.Parameter]:
             help="Database. Default: JOBRUNNER_DSN, the app's config, DATABASE_URL, else the embedded PostgreSQL.",
             **common,
         ),
+        _GlobalOption(["--database"], metavar="NAME", help="One of several: a name of JOBRUNNER_DATABASES, or default.", **common),
         _GlobalOption(
             ["--app"], metavar="MODULE:NAME", help="Application. Default: JOBRUNNER_APP, FLASK_APP, else app.py or wsgi.py here.", **common
         ),

@@ -15,7 +15,7 @@ from jobrunner.cli.documents import duration_text
 from jobrunner.cli.lazy import Command
 from jobrunner.cli.output import iso, print_json, printable, printable_block, size, styled
 from jobrunner.cli.shared import shared
-from jobrunner.cli.target import checked_database, find_database
+from jobrunner.cli.target import reading_database
 from jobrunner.cli.types import JOB_ID
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def show(job_id: int) -> None:
 
     With -v the tracebacks of all attempts.
     """
-    database = checked_database(find_database())
+    database = reading_database()
     from jobrunner.inspection import get_job
 
     found = get_job(database, job_id)

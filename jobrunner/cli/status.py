@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,10 @@ from jobrunner.cli import documents
 from jobrunner.cli.lazy import Command
 from jobrunner.cli.output import Column, instant, on_terminal, print_json, print_table, printable, size, styled
 from jobrunner.cli.shared import shared
-from jobrunner.cli.target import checked_database, find_database
+from jobrunner.cli.target import is_replica, reading_database
 
 if TYPE_CHECKING:
     from jobrunner.inspection import QueueRow, Status, WorkerRow
-    from jobrunner.settings import Dsn
     from jobrunner.store import Database
 
 SHOWN_WORKERS = 10  # that are not alive; the live ones are all shown
@@ -25,16 +25,15 @@ SHOWN_WORKERS = 10  # that are not alive; the live ones are all shown
 @click.option("--watch", type=click.FloatRange(min=0.2), metavar="SECONDS", help="Again and again, until Ctrl-C.")
 def status(watch: float | None) -> None:
     """One screen: queues, workers, what is wrong. Exit 0, also when something is wrong."""
-    dsn = find_database()
-    database = checked_database(dsn)
+    database = reading_database()
     if watch is None:
-        _once(dsn, database)
+        _once(database)
         return
     try:
         while True:
             if on_terminal():
                 click.clear()
-            _once(dsn, database)
+            _once(database)
             time.sleep(watch)
             if not on_terminal() and not shared().json:
                 click.echo()
@@ -42,18 +41,21 @@ def status(watch: float | None) -> None:
         return  # this is how a watch ends
 
 
-def _once(dsn: Dsn, database: Database) -> None:
+def _once(database: Database) -> None:
     from jobrunner import inspection
 
     found = inspection.status(database)
+    if is_replica(database):
+        found = dataclasses.replace(found, pulse=dataclasses.replace(found.pulse, read_only=False))  # changes go to the primary
     workers = inspection.list_workers(database)
     if shared().json:
-        print_json({"target": dsn.target, **documents.status(found, workers)})
+        print_json({"target": database.dsn.target, **documents.status(found, workers)})
         return
     pulse = found.pulse
     lost = f", {pulse.workers_lost} lost" if pulse.workers_lost else ""
     click.echo(
-        f"{dsn.target}  schema {pulse.schema.current}  workers {pulse.workers_alive} alive{lost}  running {pulse.running}/{pulse.slots}  "
+        f"{database.dsn.target}  schema {pulse.schema.current}  "
+        f"workers {pulse.workers_alive} alive{lost}  running {pulse.running}/{pulse.slots}  "
         f"failed 1h {found.failed_last_hour}  {pulse.at.astimezone().isoformat(timespec='seconds')}"
     )
     _print_queues(found)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from jobrunner.cli.failures import Code, CommandError
 from jobrunner.cli.output import say, warn
 from jobrunner.cli.shared import shared
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jobrunner.app import JobRunner
+    from jobrunner.routing import Routing
     from jobrunner.settings import Dsn
     from jobrunner.store import Database
 
 EMBEDDED = "the embedded PostgreSQL"
+_FACTS = "jobrunner.cli.facts"
 _NEEDS_NO_APP = "try:   --dsn or JOBRUNNER_DSN: commands that only read then need no app"
 
 
@@ -35,32 +38,50 @@ class AppFacts(NamedTuple):
         origin: where that came from.
         queues: of its tasks.
         has_flask: whether there is a Flask app to be served.
+        databases, routes: of an application with several databases.
     """
 
     dsn: str | None
     origin: str
     queues: list[str]
     has_flask: bool
+    databases: dict[str, str]
+    routes: dict[str, str]
 
 
 def find_database(*, of_app: bool = False, warns: bool = True) -> Dsn:
     """The database of a command that needs no task itself.
 
-    `--dsn`, then `JOBRUNNER_DSN`; the config of the app that was named by `--app` or `flask jobs`; `DATABASE_URL`; the config of
-    an app that is found by itself; the embedded PostgreSQL, which is started. The app is imported, in another process, only to
-    ask for its config.
+    With `--database` the one of that name. Else `--dsn`, then `JOBRUNNER_DSN`; the config of the app that was named by `--app` or
+    `flask jobs`; `DATABASE_URL`; the config of an app that is found by itself; the embedded PostgreSQL, which is started. The app is
+    imported, in another process, only to ask for its config.
 
     Args:
         of_app: the app's config goes before `DATABASE_URL` also when the app is found by itself; for commands that run its tasks.
         warns: say that the app's config goes before a `DATABASE_URL` that names another database.
 
     Raises:
-        ConfigurationError, EmbeddedError: no address, or no PostgreSQL to start.
+        ConfigurationError, EmbeddedError: no address, no database of that name, no PostgreSQL to start.
         AppImportError: the app had to be asked, and could not be imported.
     """
+    from jobrunner.routing import no_default
+
+    found = configured_database(of_app=of_app, warns=warns)
+    if found is None and (others := routing()).databases:  # nothing is started beside a configured database
+        raise no_default(others)
+    return found or start_embedded()
+
+
+def configured_database(*, of_app: bool = False, warns: bool = True) -> Dsn | None:
+    """The same, but None when none is configured: nothing is started."""
+    from jobrunner.routing import DEFAULT_DATABASE
     from jobrunner.settings import find_dsn
 
     values = shared()
+    if values.database is not None and values.dsn is not None:
+        raise CommandError(Code.USAGE, "--dsn and --database both say which database: give one of the two")
+    if values.database not in {None, DEFAULT_DATABASE}:
+        return routing().dsn_of(str(values.database))
     by_url = find_dsn(environ=_only("DATABASE_URL"))
     named = of_app or values.app is not None or _flask_info() is not None
     found = find_dsn(values.dsn, environ=_only("JOBRUNNER_DSN")) or (None if by_url and not named else _database_of_app())
@@ -69,7 +90,23 @@ def find_database(*, of_app: bool = False, warns: bool = True) -> Dsn:
             f"{found.origin} ({found.target}) is used, not DATABASE_URL ({by_url.target}); "
             "commands that only read take DATABASE_URL without --app"
         )
-    return found or by_url or start_embedded()
+    return found or by_url
+
+
+def routing() -> Routing:
+    """The databases with names, and the queues that live in them: of the environment, else of the app, as the app itself finds them.
+
+    Raises:
+        ConfigurationError, AppImportError: they are malformed, or the app had to be asked and could not be imported.
+    """
+    from jobrunner.routing import DATABASES, ONE_DATABASE, find_routing, make_routing
+
+    if shared().dsn:
+        return ONE_DATABASE
+    if os.environ.get(DATABASES) or os.environ.get("JOBRUNNER_DSN"):
+        return find_routing()
+    facts = _asked()
+    return make_routing(facts.databases, facts.routes) if facts is not None else ONE_DATABASE
 
 
 def start_embedded() -> Dsn:
@@ -107,6 +144,46 @@ def checked_database(dsn: Dsn) -> Database:
 
     migrate.check(reach(dsn).url)
     return Database(dsn, pool_size=1)
+
+
+def reading_database() -> Database:
+    """A pool for a command that only reads: of the replica when one is configured and answers; which one is said on stderr.
+
+    Raises:
+        DatabaseUnreachable, SchemaError: it does not answer, or the schema is missing, outdated or too new.
+    """
+    from jobrunner import migrate
+
+    dsn, replica = find_database(), read_dsn()
+    if replica is None:
+        return checked_database(dsn)
+    from jobrunner.replicas import Reads
+
+    reads = Reads(lambda: dsn, lambda: replica, pool_size=1)
+    database = reads()
+    standing = reads.standing()
+    if standing is not None:
+        (warn if standing.warns else say)(str(standing))
+    migrate.check(reach(database.dsn).url)
+    return database
+
+
+def is_replica(database: Database) -> bool:
+    """Whether that pool is of the configured replica: that it takes no changes is no trouble then."""
+    from jobrunner.settings import READ_DSN
+
+    return database.dsn.origin.startswith(READ_DSN)
+
+
+def read_dsn() -> Dsn | None:
+    """The replica of the database that a command finds by itself: none when `--dsn` or `--database` names another one."""
+    from jobrunner.routing import DEFAULT_DATABASE
+    from jobrunner.settings import find_read_dsn
+
+    values = shared()
+    if values.dsn or values.database not in {None, DEFAULT_DATABASE}:
+        return None
+    return find_read_dsn()
 
 
 def load_app() -> JobRunner:
@@ -183,14 +260,25 @@ def ask_app() -> AppFacts | None:
 
 
 def _database_of_app() -> Dsn | None:
-    from jobrunner.errors import AppImportError
     from jobrunner.settings import Dsn
 
-    try:
-        facts = ask_app()
-    except AppImportError as error:
-        raise AppImportError(str(error), hint="\n".join(filter(None, [error.hint, _NEEDS_NO_APP]))) from error
+    facts = _asked()
     return None if facts is None or facts.dsn is None else Dsn(facts.dsn, facts.origin)
+
+
+def _asked() -> AppFacts | None:
+    """What the app says, asked once for each command: each question imports it."""
+    from jobrunner.errors import AppImportError
+
+    context = click.get_current_context(silent=True)
+    known: dict[str, Any] = context.meta if context is not None else {}
+    if _FACTS not in known:
+        try:
+            known[_FACTS] = ask_app()
+        except AppImportError as error:
+            raise AppImportError(str(error), hint="\n".join(filter(None, [error.hint, _NEEDS_NO_APP]))) from error
+    facts: AppFacts | None = known[_FACTS]
+    return facts
 
 
 def _answer(pipe: int) -> None:
@@ -225,7 +313,9 @@ def _facts() -> dict[str, Any] | None:
     if dsn is not None and dsn.origin == "DATABASE_URL":
         dsn = None  # not the app's word: the caller looks there itself
     queues = sorted({runner.registry[name].policy.queue for name in runner.registry.names()})
-    return AppFacts(dsn.url if dsn else None, dsn.origin if dsn else "", queues, runner.app is not None)._asdict()
+    databases = {name: other.url for name, other in runner.routing.databases.items()}
+    where = dsn.url if dsn else None, dsn.origin if dsn else ""
+    return AppFacts(*where, queues, runner.app is not None, databases, dict(runner.routing.routes))._asdict()
 
 
 @contextlib.contextmanager

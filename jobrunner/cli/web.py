@@ -9,7 +9,7 @@ import click
 from jobrunner.cli.lazy import Command
 from jobrunner.cli.output import say
 from jobrunner.cli.ports import require_port
-from jobrunner.cli.target import checked_database, find_database
+from jobrunner.cli.target import checked_database, find_database, read_dsn
 
 PORT = 8765
 
@@ -32,7 +32,8 @@ def web(host: str, port: int, *, read_only: bool) -> None:
 
     runner = JobRunner()
     runner.use_dsn(dsn.url, dsn.origin)
-    app = create_app(runner, read_only=read_only or None)
+    replica = read_dsn()
+    app = create_app(runner, read_only=read_only or None, read_dsn=replica.url if replica else None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends in order at an interrupt
     try:
         serve(app, host, port, on_ready=lambda url: say(f"dashboard of {dsn.target}: {url}     Ctrl-C stops"))

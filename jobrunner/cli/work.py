@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobrunner.cli.engine import Engine, engine_options, worker_options
+from jobrunner.cli.engine import Engine, engine_options, serve_all, worker_options
 from jobrunner.cli.failures import Code, CommandError
 from jobrunner.cli.lazy import Command
 from jobrunner.cli.shared import shared
@@ -40,19 +40,33 @@ def work(
 ) -> None:
     """Run a worker for QUEUES, such as mail:4,default: at most 4 of mail at once. Default: the queue "default".
 
+    With several databases one worker is started for each that has some of QUEUES, by default for all of them; --concurrency and the
+    other options are for each of these workers. One whose database is away does not keep the others from their work.
+
     A first SIGTERM or Ctrl-C lets running jobs go on for --grace, then gives them back without using up an attempt; a second gives
     them back at once. Jobs that fail do not make the worker fail: it leaves with 0.
     """
     if names and queues:
         raise CommandError(Code.USAGE, "the queues are given twice: as an argument and as --queues")
-    dsn = announce(find_database(of_app=True))
+    from jobrunner.cli.databases import Part, parts
+
+    chosen = names or queues
+    found = parts(chosen) or [Part(None, find_database(of_app=True), chosen or ())]
+    for part in found:
+        announce(part.dsn)
     from jobrunner.worker import run as run_worker
     from jobrunner.worker.log import configure
 
-    kind = "drain" if drain else "daemon"
-    options = worker_options(dsn, names or queues, engine, kind=kind, drain=drain, max_jobs=max_jobs, max_seconds=max_seconds)
     values = shared()
-    configure(engine["log_format"], "DEBUG" if values.verbose else "ERROR" if values.quiet else "INFO")
-    # Until the worker has handlers of its own, SIGTERM ends this process as it ends any other.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    click.get_current_context().exit(run_worker(options).exit_code)
+    level = "DEBUG" if values.verbose else "ERROR" if values.quiet else "INFO"
+    kind = "drain" if drain else "daemon"
+
+    def serve(part: Part) -> int:
+        options = worker_options(part.dsn, part.queues, engine, kind=kind, drain=drain, max_jobs=max_jobs, max_seconds=max_seconds)
+        configure(engine["log_format"], level, database=part.name)
+        # Until the worker has handlers of its own, SIGTERM ends this process as it ends any other.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return run_worker(options).exit_code
+
+    code = serve_all(found, serve, engine, level=level, restarts=not drain and max_jobs is None and max_seconds is None)
+    click.get_current_context().exit(code)

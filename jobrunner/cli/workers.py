@@ -10,7 +10,7 @@ from jobrunner.cli import documents
 from jobrunner.cli.lazy import Command, Entry, LazyGroup
 from jobrunner.cli.output import Column, instant, print_json, print_table, size
 from jobrunner.cli.shared import shared
-from jobrunner.cli.target import checked_database, find_database
+from jobrunner.cli.target import reading_database
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -39,7 +39,7 @@ def list_(limit: int) -> None:
     """List workers: all that have not stopped, then those that stopped last."""
     from jobrunner import inspection
 
-    database = checked_database(find_database())
+    database = reading_database()
     found = inspection.list_workers(database)
     stopped = [row for row in found if row.stopped_at is not None][:limit]
     shown = [row for row in found if row.stopped_at is None] + stopped
@@ -70,7 +70,7 @@ def runs(pool: str | None, limit: int) -> None:
     """List workers that have ended, the last first: why, what they did, what they left."""
     from jobrunner import inspection
 
-    database = checked_database(find_database())
+    database = reading_database()
     found = inspection.list_worker_runs(database, pool=pool, limit=limit)
     at = inspection.pulse(database).at
     if shared().json:

@@ -21,10 +21,12 @@ from jobrunner.schema import jobs as live
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from jobrunner.store import Database
 
 MAX_ATTEMPTS = 200  # shown: a job that snoozes every minute has thousands
+_CLOCKS = timedelta(days=1)  # by which an attempt may seem to lie outside its job's life: the server's clock was set
 LONGEST = timedelta(days=365_000)  # what Python and people can read; an interval column can hold more
 
 
@@ -71,11 +73,12 @@ _FINISHED = (
     _NONE.cast(_INSTANT).label("claimed_at"),
     _NONE.cast(_INSTANT).label("cancel_requested_at"),
 )
+# With the time, only days that may have attempts are planned and looked into: for half a year of them that takes longer than the reading.
 _ATTEMPTS = sa.text(
     "SELECT a.attempt, a.lease, a.outcome, a.started_at, a.finished_at, a.run_ms, a.cpu_ms, a.worker_id, w.name AS worker, "
     "a.error_type, a.message, a.traceback, a.fingerprint, a.exit_cause, a.peak_memory "
     "FROM jobrunner.v_attempts a LEFT JOIN jobrunner.workers w ON w.id = a.worker_id "
-    "WHERE a.job_id = :id ORDER BY a.lease DESC, a.finished_at DESC LIMIT :most"
+    "WHERE a.job_id = :id AND a.finished_at >= :since AND a.finished_at <= :until ORDER BY a.lease DESC, a.finished_at DESC LIMIT :most"
 )
 # NULL for who may not read the sequence.
 _WAS_GIVEN = sa.text("SELECT last_value >= :id FROM pg_sequences WHERE schemaname = 'jobrunner' AND sequencename = 'jobs_id_seq'")
@@ -103,9 +106,18 @@ def get_job(database: Database, job_id: int) -> JobDetail:
             row = connection.execute(query).one_or_none()
         if row is None:
             raise JobNotFound(job_id, was_given=bool(connection.scalar(_WAS_GIVEN, {"id": job_id})))
-        attempts = connection.execute(_ATTEMPTS, {"id": job_id, "most": MAX_ATTEMPTS + 1}).all()
+        life = {"since": _moved(row.created_at, -_CLOCKS), "until": _moved(row.finished_at or reader.at, _CLOCKS)}
+        attempts = connection.execute(_ATTEMPTS, {"id": job_id, **life, "most": MAX_ATTEMPTS + 1}).all()
         worker = None if row.worker_id is None else connection.scalar(_WORKER, {"id": row.worker_id})
         return _detail(reader, row, attempts, worker)
+
+
+def _moved(instant: datetime, by: timedelta) -> datetime:
+    """The instant moved, as far as Python can: a row that somebody put in may have any."""
+    try:
+        return instant + by
+    except OverflowError:
+        return instant
 
 
 def _detail(reader: Reader, row: sa.Row[Any], attempts: Sequence[sa.Row[Any]], worker: str | None) -> JobDetail:

@@ -9,7 +9,7 @@ work in hand comes first, then what ended last. A row keeps its place until its 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -23,6 +23,7 @@ from jobrunner.inspection.rows import FINISHED_COLUMNS, LIVE_COLUMNS, job_row
 from jobrunner.inspection.values import Count, JobRow, Page
 from jobrunner.schema import job_history as finished
 from jobrunner.schema import jobs as live
+from jobrunner.settings import DEFAULT_QUEUE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -35,6 +36,10 @@ COUNT_CAP = 10_000  # counted exactly up to here: a few milliseconds by index
 LIVE_SAMPLE = 100_000  # waiting jobs that are looked at to count them by state: some tens of milliseconds
 COUNT_TIMEOUT = timedelta(seconds=1)  # counts are an extra: a page is better without them than late
 MAX_BRANCHES = 24  # index ranges merged for one list; above, one walk with a filter is cheaper
+FEW_BRANCHES = 2  # planned for every day there is; more of them take longer to plan than to run
+NEXT_DAYS = timedelta(days=2)  # which are looked at first then
+# Anybody can write a cursor.
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC) + NEXT_DAYS, datetime.max.replace(tzinfo=UTC) - NEXT_DAYS
 MAX_TASK_NAMES = 1_000  # looked at to expand task:mail.*
 
 
@@ -145,7 +150,7 @@ def page_statements(wanted: JobFilter, expanded: JobFilter, cursor: Cursor | Non
         parts = ((False, key),) if newer else ((False, key), (True, None))
     for of_finished, start in parts:
         if of_finished and expanded.finished_words:
-            yield _finished_part(expanded, start, limit, newer=newer)
+            yield from _finished_parts(expanded, start, limit, newer=newer)
         elif not of_finished and wanted.live_words:
             yield _live_part(wanted, start, limit, newer=newer)
 
@@ -167,18 +172,36 @@ def _live_part(wanted: JobFilter, key: Key | None, limit: int, *, newer: bool) -
     return query.order_by(live.c.id.asc() if newer else live.c.id.desc()).limit(limit)
 
 
-def _finished_part(wanted: JobFilter, key: Key | None, limit: int, *, newer: bool) -> sa.Select[Any]:
+def _finished_parts(wanted: JobFilter, key: Key | None, limit: int, *, newer: bool) -> Iterator[sa.Select[Any]]:
+    """One statement; with many branches one of the days next to the key and one of the rest: each branch is planned for every day."""
+    branches = _finished_branches(wanted)
+    if len(branches) <= FEW_BRANCHES:
+        yield _finished_part(branches, key, limit, newer=newer)
+        return
+    # By this machine's clock, if there is no key: wherever the border is, the two parts are all.
+    here = min(max((key and key.finished_at) or datetime.now(UTC), _EARLIEST), _LATEST)
+    border = sa.literal(here + NEXT_DAYS if newer else here - NEXT_DAYS)
+    near, far = (finished.c.finished_at < border, finished.c.finished_at >= border)
+    if not newer:
+        near, far = far, near
+    for part in (near, far):
+        yield _finished_part([[*conditions, part] for conditions in branches], key, limit, newer=newer)
+
+
+def _finished_part(branches: list[list[sa.ColumnElement[bool]]], key: Key | None, limit: int, *, newer: bool) -> sa.Select[Any]:
     """Each branch is a range of one index and already in order; the outer sort sees at most branches × limit rows."""
-    branches = []
-    for conditions in _finished_branches(wanted):
+    queries = []
+    for conditions in branches:
         query = sa.select(*FINISHED_COLUMNS).where(*conditions)
         if key is not None:
             here, there = sa.tuple_(finished.c.finished_at, finished.c.id), sa.tuple_(sa.literal(key.finished_at), sa.literal(key.id))
-            query = query.where(here > there if newer else here < there)
-        branches.append(query.order_by(*_descending(finished.c, newer=newer)).limit(limit))
-    if len(branches) == 1:
-        return branches[0]
-    merged = sa.union_all(*(branch.subquery().select() for branch in branches)).subquery("finished")
+            # The time by itself as well: days are left out of a plan by that, and not by a comparison of rows.
+            side = finished.c.finished_at >= key.finished_at if newer else finished.c.finished_at <= key.finished_at
+            query = query.where(side, here > there if newer else here < there)
+        queries.append(query.order_by(*_descending(finished.c, newer=newer)).limit(limit))
+    if len(queries) == 1:
+        return queries[0]
+    merged = sa.union_all(*(query.subquery().select() for query in queries)).subquery("finished")
     return sa.select(merged).order_by(*_descending(merged.c, newer=newer)).limit(limit)
 
 
@@ -209,21 +232,30 @@ def _live_conditions(wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
 def _finished_branches(wanted: JobFilter) -> list[list[sa.ColumnElement[bool]]]:
     """Conditions of index ranges that do not overlap and together are what is wanted.
 
-    States other than `succeeded` have an index of their own; else names of tasks do; else it is a walk by time. The literal
-    `state <> 'succeeded'` lets the planner prove the partial index whatever the parameter.
+    Names of tasks have an index, with one of their own for what did not succeed; so have the states other than `succeeded`, and the queues
+    beside the default one; else it is a walk by time. The literals `state <> 'succeeded'` and `queue <> 'default'` let the planner prove
+    the partial indexes whatever the parameters.
     """
     words, common = wanted.finished_words, matching(finished, wanted)
-    unsuccessful = [word for word in FINISHED_WORDS if word in words and word != "succeeded"]
     some = [] if len(words) == len(FINISHED_WORDS) else [_state_in(words)]
-    names = [pattern.text for pattern in wanted.tasks if not pattern.prefix]
     if wanted.ids or not words:
         return [[*common, *some, *([] if words else [sa.false()])]]
-    if "succeeded" not in words:
-        return [[*common, _state_in({word}), finished.c.state != sa.literal_column("'succeeded'")] for word in unsuccessful]
+    unsuccessful = [] if "succeeded" in words else [finished.c.state != sa.literal_column("'succeeded'")]
+    names = [pattern.text for pattern in wanted.tasks if not pattern.prefix]
     if names and len(names) == len(wanted.tasks) <= MAX_BRANCHES:
         others = matching(finished, replace(wanted, tasks=()))
-        return [[finished.c.task == name, *others, *some] for name in names]
+        return [[finished.c.task == name, *others, *some, *unsuccessful] for name in names]
+    if unsuccessful:
+        return [[*common, _state_in({word}), *unsuccessful] for word in FINISHED_WORDS if word in words]
+    if wanted.queues and not wanted.tasks and len(wanted.queues) <= MAX_BRANCHES:
+        others = matching(finished, replace(wanted, queues=()))
+        return [[*_in_queue(queue), *others, *some] for queue in wanted.queues]
     return [[*common, *some]]
+
+
+def _in_queue(queue: str) -> list[sa.ColumnElement[bool]]:
+    beside = [finished.c.queue != sa.literal_column(f"'{DEFAULT_QUEUE}'")] if queue != DEFAULT_QUEUE else []
+    return [finished.c.queue == queue, *beside]
 
 
 def _state_in(words: Collection[FinishedWord]) -> sa.ColumnElement[bool]:

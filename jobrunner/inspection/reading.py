@@ -14,7 +14,7 @@ from psycopg import OperationalError
 from psycopg import errors as pg
 
 from jobrunner.errors import DatabaseUnreachable, JobrunnerError, QueryTimeout, SchemaMissing, TablesLocked
-from jobrunner.store import is_transient
+from jobrunner.transient import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Owns pruning history: some steps now and then by any worker, or all of them at once for whoever calls `prune`.
 
-It must not know how a step is done (`jobrunner.history` does), nor keep a worker from its jobs for longer than its budget.
+It must not know how a step is done (`jobrunner.history` does), nor go on for longer than its budget.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jobrunner.errors import ArchiveError
 from jobrunner.history.archive import Handing
 from jobrunner.history.steps import PAGES, ArchiveFailed, Pruning, Step, Taken
 from jobrunner.maintenance.pruner import IN_USE
-from jobrunner.store import is_transient
+from jobrunner.transient import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("jobrunner.maintenance")
 
-BUDGET = 0.5  # seconds of a worker's round: for so long it claims nothing and writes no outcome
+BUDGET = 0.5  # seconds of one turn at upkeep, a twentieth of the time: jobs want the same disk, and other workers their turn
 STEP = 0.2  # seconds that a step should take: how much is read at once follows from the last one
 _LEAST_PAGES, _MOST_PAGES = 64, 16_384  # 0.5 to 128 MB
 

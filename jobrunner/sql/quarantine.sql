@@ -1,10 +1,11 @@
 -- quarantine: running -> quarantined; the process of the attempt died once too often.
 -- Parameters, arrays of one length: ids, leases; error_types, messages, tracebacks, fingerprints, exit_causes text[]; run_ms, cpu_ms,
 --   peak_memory (bytes), age_ms (since the attempt ended), delay_ms (pause asked for, or NULL) bigint[].
--- Guard: (id, lease) and running. Returns the ids that were accepted. Locks: the rows. Index: jobs_pkey.
+-- Guard: (id, lease) and running. Returns the ids that were accepted. Locks: none that hold.sql, before it in
+--   the same transaction, has not taken. Index: jobs_pkey.
 -- Trap avoided: the guesses built into `state || ''` and into the bounds of f.lease (no lease is outside them) keep the planner on
---   jobs_pkey, one probe an id in the order given, whatever the statistics say; else it may walk a whole partial index, dead entries
---   included, or the whole table.
+--   jobs_pkey, one probe an id, whatever the statistics say; else it may walk a whole partial index, dead entries included, or the
+--   whole table.
 WITH f AS MATERIALIZED (
     SELECT * FROM unnest(:'ids'::bigint[], :'leases'::bigint[], :'error_types'::text[], :'messages'::text[], :'tracebacks'::text[], :'fingerprints'::text[],
                 :'exit_causes'::text[], :'run_ms'::bigint[], :'cpu_ms'::bigint[], :'peak_memory'::bigint[], :'age_ms'::bigint[], :'delay_ms'::bigint[])

@@ -1,11 +1,16 @@
 -- requeue: failed, cancelled or quarantined -> queued; brings finished jobs back with their id, lease and attempts record.
 -- Parameters: ids bigint[]. The crash count starts again at 0 and one more attempt is allowed when none is left.
 -- Guard: finished without success; succeeded jobs stay (a rerun is a new job). Raises 23505 when a live job holds the unique key.
--- Locks: the history rows deleted. Index: job_history_pkey of each partition.
+-- Locks: the history rows, in id order. Index: job_history_pkey of each partition.
 -- Trap avoided: `state || ''` and an array that the planner cannot count keep it on job_history_pkey; else it may walk a whole partial index.
-WITH old AS (
-    DELETE FROM jobrunner.job_history h
+WITH held AS MATERIALIZED (
+    SELECT h.id FROM jobrunner.job_history h
     WHERE h.id = ANY (ARRAY(SELECT unnest(:'ids'::bigint[]))) AND h.state || '' IN ('failed', 'cancelled', 'quarantined')
+    ORDER BY h.id
+    FOR UPDATE
+), old AS (
+    DELETE FROM jobrunner.job_history h
+    WHERE h.id = ANY (ARRAY(SELECT id FROM held)) AND h.state || '' IN ('failed', 'cancelled', 'quarantined')
     RETURNING h.*
 )
 INSERT INTO jobrunner.jobs (

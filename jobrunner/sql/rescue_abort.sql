@@ -1,6 +1,7 @@
 -- rescue_abort: running -> cancelled; the worker was lost, and somebody had asked to cancel the job.
--- Parameters: worker_ids bigint[] (from lost_workers.sql, same transaction). Run after rescue.sql.
--- Guard: running under a lost worker, cancel asked for. Locks: the rows. Index: jobs_running.
+-- Parameters: worker_ids bigint[] (from lost_workers.sql, same transaction). Run after hold_lost.sql and rescue.sql.
+-- Guard: running under a lost worker, cancel asked for. Locks: none that hold_lost.sql has not
+--   taken. Index: jobs_running.
 WITH done AS (
     DELETE FROM jobrunner.jobs j
     WHERE j.state = 'running' AND j.worker_id = ANY (:'worker_ids'::bigint[])

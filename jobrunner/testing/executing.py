@@ -93,8 +93,8 @@ def _text(jobs: JobRunner, value: Any) -> str | None:
 
 
 def _ended(fields: list[Any]) -> Ended:
-    job_id, lease, ending, *rest, run_ms, cpu_ms, peak = fields
-    now = clock.monotonic()
+    job_id, lease, ending, *rest, run_us, cpu_ms, peak = fields
+    run_ms, now = round(run_us / 1000), clock.monotonic()
     if ending == "ok":
         return Succeeded(job_id, lease, rest[0], run_ms, cpu_ms, now, peak)
     if ending == wire.DONE:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobrunner.errors import ConfigurationError
+from jobrunner.routing import ONE_DATABASE
 from jobrunner.testing import waiting
 from jobrunner.testing.handles import JobInTest
 
@@ -54,7 +55,9 @@ class Redirection:
 
     def begin(self) -> None:
         """Put ours in place of what the JobRunner has."""
-        ours = {_MARK: self, "wakeups": False, "_database": self._ground.database, **{name: getattr(self, name) for name in _VERBS}}
+        verbs = {name: getattr(self, name) for name in _VERBS}
+        # All queues are in the test's database, wherever the application keeps them.
+        ours = {_MARK: self, "wakeups": False, "_database": self._ground.database, "_routing": ONE_DATABASE, **verbs}
         self._before = {name: vars(self._jobs)[name] for name in ours if name in vars(self._jobs)}
         vars(self._jobs).update(ours)
 
@@ -81,8 +84,8 @@ class Redirection:
         self._written([job_id for job_id in ids if job_id > before], task, options)  # others were there: `unique` found them
         return ids
 
-    def job(self, job_id: int) -> Job[Any]:
-        """In place of `JobRunner.job`."""
+    def job(self, job_id: int, _database: str = "") -> Job[Any]:
+        """In place of `JobRunner.job`: there is one database."""
         return JobInTest[Any](self._jobs, self._ground, job_id, "").refresh()
 
     @contextmanager

@@ -61,8 +61,8 @@ class TransactionConnection:
         self._driver = _driver(connection)
         self._depth = 0
 
-    def execute(self, query: str, parameters: Mapping[str, Any] | tuple[Any, ...] | None = None) -> Any:
-        """Run one statement; the cursor has its rows. Raises psycopg's errors, whatever the driver."""
+    def execute(self, query: str, parameters: Mapping[str, Any] | tuple[Any, ...] | None = None, *, prepare: bool = False) -> Any:  # noqa: ARG002
+        """Run one statement, which is never prepared; the cursor has its rows. Raises psycopg's errors, whatever the driver."""
         with nullcontext() if self._depth else self.transaction(), _translated():
             cursor = self._driver.cursor()
             cursor.execute(query, parameters)

@@ -122,8 +122,17 @@ class Redirected:
 
     def spoilt(self) -> bool:
         """Whether a job has closed or replaced what the next ones print to: its number may be somebody's connection by now."""
-        closed = any(stream is not None and stream.closed for stream in self._streams)
-        return closed or any(_identity(number) != self._before[number] for number in self._pipes)
+        for stream in self._streams:  # no generator: this is asked after every job
+            if stream is not None and stream.closed:
+                return True
+        try:
+            for number in self._pipes:
+                facts = os.fstat(number)
+                if (facts.st_dev, facts.st_ino) != self._before[number]:
+                    return True
+        except OSError:  # closed
+            return any(_identity(number) != self._before[number] for number in self._pipes)
+        return False
 
     def begin(self, context: JobContext, *, keep: bool) -> None:
         """Lead both streams to the worker; `keep`: as lines of the job's log, else only to be counted and passed on."""

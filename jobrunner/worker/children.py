@@ -14,11 +14,12 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.worker import wire
+from jobrunner.worker import bundles, wire
+from jobrunner.worker.bundles import FEWEST, Bundle
 from jobrunner.worker.log import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Container, Iterator, Sequence
 
     from jobrunner.jobs import ClaimedJob, Ending
     from jobrunner.worker.cgroups import Group
@@ -26,14 +27,13 @@ if TYPE_CHECKING:
 PROCESS, THREADS, ASYNC = "process", "threads", "async"  # the ways in which a child runs its jobs
 
 AHEAD = 0.02  # seconds of work for each slot of a child that it may hold: covers a round trip to the database, and is taken back when old
-MAX_AHEAD = 64  # jobs waiting at a child, at most
+MAX_AHEAD = 400  # jobs waiting at a child, at most
 STALE = 0.1  # seconds after which jobs waiting behind running ones are taken back
 MOVE_AFTER = 0.005  # seconds of waiting that are worth taking a job to a slot that is free: for less, moving costs as much
 KILL_AFTER = 1.0  # seconds between SIGTERM and SIGKILL to a job's process group
 NO_LIMITS: tuple[int | None, int | None] = (None, None)  # of a control group: memory, processes with threads
 _OF_THE_PROCESS = ("cpu_ms", "output", "processes")  # limits that a job can only have in a process that is idle when it begins
-_EARFUL = 1 << 18  # bytes heard at once
-_SHORTEST = 1e-6  # seconds; run times are told in whole milliseconds, and may be 0
+_EARFUL = 1 << 16  # bytes heard at once; the memory for much more is asked of the kernel anew each time
 
 
 @dataclass(slots=True)
@@ -76,6 +76,7 @@ class Run:
         output: bytes it has printed; `output_cut` when that is more than it may.
         crowded: whether the last look found more processes than it may have.
         captures: whether its task wants its output in the log: only one attempt at a time may be what prints.
+        bundle: that it is the last job of, if any.
     """
 
     job: ClaimedJob
@@ -96,6 +97,7 @@ class Run:
     output_cut: bool = False
     crowded: bool = False
     captures: bool = False
+    bundle: Bundle | None = None
 
     @classmethod
     def of(cls, job: ClaimedJob, expected: float, captured: Container[str]) -> Run:
@@ -180,6 +182,7 @@ class Child:
     memory: int = 0
     done_count: int = 0
     cpu_told: int = 0
+    bundles: set[Bundle] = field(default_factory=set)
 
     @property
     def idle(self) -> bool:
@@ -225,6 +228,10 @@ class Child:
         """Whether what waits here would begin sooner in a slot that is free elsewhere."""
         return now - self.newest > MOVE_AFTER or self.load - sum(run.expected for run in self.active()) > MOVE_AFTER
 
+    def is_fed(self, seconds: float) -> bool:
+        """Whether the jobs that wait here are work for so long, going by run times."""
+        return len(self.runs) > self.capacity and self.load - sum(run.expected for run in self.active()) > seconds * self.capacity
+
     def ahead(self, mean: float | None, now: float) -> int:
         """How many more jobs of the usual kind may wait here: none while run times are unknown, what runs takes its time, or enough wait.
 
@@ -236,7 +243,7 @@ class Child:
             return 0
         if len(self.runs) >= self.capacity and now - self.newest > MOVE_AFTER + mean:
             return 0
-        return min(MAX_AHEAD - waiting, int((budget - self.load) / max(mean, _SHORTEST)))
+        return min(MAX_AHEAD - waiting, int((budget - self.load) / mean))
 
     def fits_behind(self, run: Run) -> bool:
         """Whether a job may wait behind those that are here."""
@@ -260,6 +267,9 @@ class Child:
         """A job is done, or was taken back; None when it is not here."""
         run = self.runs.pop(job_id, None)
         if run is not None:
+            if run.bundle is not None:  # its last one: the others have begun long ago
+                run.bundle.close()
+                self.bundles.discard(run.bundle)
             self.load = self.load - run.expected if self.runs else 0.0  # not by subtraction to the end: rounding would add up
         return run
 
@@ -285,11 +295,10 @@ class Child:
         if not newline:
             return [], over
         self.buffer = rest
-        lines = whole.split(b"\n")
-        try:
-            return json.loads(str(b"[" + b",".join(lines) + b"]", "utf-8")), over
+        try:  # JSON has no newline but between the lines
+            return json.loads(str(b"[" + whole.replace(b"\n", b",") + b"]", "utf-8")), over
         except ValueError:  # an exception came into the middle of a line
-            return [fields for line in lines if (fields := self._parsed(bytes(line)))], over
+            return [fields for line in whole.split(b"\n") if (fields := self._parsed(bytes(line)))], over
 
     def _parsed(self, line: bytes) -> list[Any] | None:
         try:
@@ -303,47 +312,76 @@ class Child:
         """Tell it about one of its jobs."""
         wire.send_order(self.orders, wire.Order(run.job.id, run.job.lease, reason, interrupt))
 
-    def unread(self) -> Iterator[ClaimedJob]:
-        """Take back the jobs that it has not read."""
+    def send(self, runs: Sequence[Run]) -> Sequence[Run]:
+        """Put jobs that it was given into its inbox. Returns those, the last ones, for which there was no room."""
+        start = 0
+        while start < len(runs):
+            batch = self._batch(runs, start)
+            try:
+                if len(batch) < FEWEST:
+                    wire.send_job(self.inbox, batch[0])
+                    start += 1
+                else:
+                    self._send_bundle(runs[start : start + len(batch)], batch)
+                    start += len(batch)
+            except (BlockingIOError, ConnectionError):  # it is full, or nobody is there any more
+                break
+        return runs[start:]
+
+    def _batch(self, runs: Sequence[Run], start: int) -> list[bytes]:
+        """Encoded jobs, as many as fit into one datagram; only the first where jobs travel alone."""
+        batch = [wire.encode_job(runs[start].job)]
+        if self.kind != PROCESS or not bundles.POSSIBLE or len(runs) - start < FEWEST:
+            return batch
+        size = len(batch[0])
+        for run in runs[start + 1 :]:
+            data = wire.encode_job(run.job)
+            size += len(data) + 1
+            if size > wire.INLINE_LIMIT:
+                break
+            batch.append(data)
+        return batch
+
+    def _send_bundle(self, runs: Sequence[Run], batch: Sequence[bytes]) -> None:
+        bundle = Bundle([run.job.id for run in runs])
+        try:
+            bundle.send(self.inbox, batch)
+        except BaseException:
+            bundle.close()
+            raise
+        runs[-1].bundle = bundle
+        self.bundles.add(bundle)
+
+    def unread(self) -> list[ClaimedJob]:
+        """Take back the jobs that it has not begun, in their order."""
+        back: set[int] = set()
+        for bundle in self.bundles:  # before the inbox is emptied: who reads a bundle without turns has read nothing
+            back.update(bundle.recall())
+        self.bundles.clear()
         while True:
             try:
-                data = wire.receive_job(self.inbox_there, socket.MSG_DONTWAIT)
+                data, turns = wire.receive_jobs(self.inbox_there, socket.MSG_DONTWAIT)
             except (BlockingIOError, ConnectionError):
-                return
-            if not data:
-                return
-            run = self.drop(wire.job_id(data))
-            if run is not None:
-                yield run.job
+                break
+            if turns is not None:
+                os.close(turns)
+            elif data:
+                back.add(wire.job_id(data))
+            else:
+                break
+        found = [run.job for run in self.runs.values() if run.job.id in back] if back else []
+        for job in found:
+            self.drop(job.id)
+        return found
 
     def close(self) -> None:
         """Close this side's ends."""
+        for bundle in self.bundles:
+            bundle.close()
+        self.bundles.clear()
         for end in (self.inbox, self.inbox_there, self.outbox, self.orders):
             end.close()
         for descriptor in self.outputs.values():
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         self.outputs.clear()
-
-
-def connect() -> tuple[dict[str, Any], tuple[int, ...], list[Any]]:
-    """The ends of a new child's channels.
-
-    Returns:
-        The worker's ends as fields of `Child`; the child's descriptors (inbox, outbox, orders, stdout, stderr); and what has to be
-        closed here once they are sent, as functions.
-    """
-    inbox, inbox_there = socket.socketpair(socket.AF_UNIX, wire.JOB_SOCKET)
-    outbox, outbox_there = socket.socketpair()
-    orders, orders_there = socket.socketpair(socket.AF_UNIX, wire.JOB_SOCKET)
-    outbox.setblocking(False)  # noqa: FBT003  the standard library's signature
-    pipes = {number: os.pipe() for number in (1, 2)}
-    for read, _ in pipes.values():
-        os.set_blocking(read, False)
-    fields = {
-        "inbox": inbox, "inbox_there": inbox_there, "outbox": outbox, "orders": orders,
-        "outputs": {number: read for number, (read, _) in pipes.items()},
-    }  # fmt: skip
-    writes = [write for _, write in pipes.values()]
-    theirs = (inbox_there.fileno(), outbox_there.fileno(), orders_there.fileno(), *writes)
-    return fields, theirs, [outbox_there.close, orders_there.close, *(lambda end=end: os.close(end) for end in writes)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RESCAN = 0.25  # seconds between scans from the start while claims keep coming back full
 SCAN_SHARE = 10  # a scan that took t seconds is not repeated within t times this: under a pinned snapshot it walks every dead entry
-MAX_BATCH = 500  # jobs a claim may take: more makes rows wait in memory and commits long
+MAX_BATCH = 1000  # jobs a claim may take: more makes rows wait in memory and commits long
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ end of a transactional job.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import inspect
 import sys
@@ -16,12 +15,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner import payload
-from jobrunner.current import JobContext, running
+from jobrunner.current import JobContext, enter, leave, running
 from jobrunner.errors import Cancel, Fail, JobControl, JobStopped, Retry, Snooze, SoftTimeLimitExceeded, UnstorableResult
 from jobrunner.jobs import Ending
 from jobrunner.texts import cut, storable
 from jobrunner.worker.failures import MESSAGE_LIMIT, describe
-from jobrunner.worker.wire import DONE, OK
+from jobrunner.worker.wire import DONE, MICROSECONDS, OK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +38,7 @@ class Spent(Protocol):
     """Measures one attempt."""
 
     def read(self) -> tuple[int, int | None, int | None]:
-        """Milliseconds of wall and of CPU time, and peak bytes, since it was made; None for what cannot be told of one attempt."""
+        """Microseconds of wall time, milliseconds of CPU, and peak bytes since it was made; None for what cannot be told of one attempt."""
 
 
 class WallOnly:
@@ -50,7 +49,7 @@ class WallOnly:
 
     def read(self) -> tuple[int, int | None, int | None]:
         """Wall time."""
-        return round((time.monotonic() - self._began) * 1000), None, None
+        return round((time.monotonic() - self._began) * MICROSECONDS), None, None
 
 
 class ThreadSpent(WallOnly):
@@ -86,21 +85,27 @@ def execute(jobs: JobRunner, context: JobContext, job: Assignment, spent: Spent,
         call: runs `task.fn` with its arguments and gives what it returned; knows what to do with a coroutine.
 
     Returns:
-        What the worker is told: `[id, lease, ending, …, run_ms, cpu_ms, peak_memory]`.
+        What the worker is told: `[id, lease, ending, …, run_us, cpu_ms, peak_memory]`.
     """
     ending: list[Any]
     context.owner = jobs
     try:
-        with jobs.execution_context(), running(context):
-            task = jobs.registry.get(job.task)
-            args, kwargs = payload.decode_args(task, job.args)
-            if task.running.transactional:
-                from jobrunner.worker import transactions  # SQLAlchemy's ORM: half a second that other workers need not spend
+        with jobs.execution_context():
+            token = enter(context)
+            try:
+                task = jobs.registry.get(job.task)
+                args, kwargs = task.parameters.call(job.args)
+                if task.running.transactional:
+                    from jobrunner.worker import transactions  # SQLAlchemy's ORM: half a second that other workers need not spend
 
-                transactions.run(jobs, context, spent, lambda session: call(task, *args, session=session, **kwargs))
-                ending = [DONE]
-            else:
-                ending = [OK, _stored(jobs, call(task, *args, **kwargs))]
+                    transactions.run(jobs, context, spent, lambda session: call(task, *args, session=session, **kwargs))
+                    ending = [DONE]
+                elif (value := call(task, *args, **kwargs)) is None:
+                    ending = [OK, None]
+                else:
+                    ending = [OK, payload.encode_result(value, jobs.max_result_bytes)]
+            finally:
+                leave(token)
     except BaseException as error:  # noqa: BLE001  whatever task code raises ends its attempt, never the worker
         ending = ended_by(error, job)
     return report(context, job, ending, spent)
@@ -113,7 +118,7 @@ async def execute_async(jobs: JobRunner, context: JobContext, job: Assignment, s
     try:
         with jobs.execution_context(), running(context):
             task = jobs.registry.get(job.task)
-            args, kwargs = payload.decode_args(task, job.args)
+            args, kwargs = task.parameters.call(job.args)
             ending = [OK, _stored(jobs, await call(task, *args, **kwargs))]
     except BaseException as error:  # noqa: BLE001
         ending = ended_by(error, job)
@@ -122,8 +127,10 @@ async def execute_async(jobs: JobRunner, context: JobContext, job: Assignment, s
 
 def report(context: JobContext, job: Assignment, ending: list[Any], spent: Spent) -> list[Any]:
     """The line that tells the worker how an attempt ended."""
-    with contextlib.suppress(OSError):  # the worker is gone; the line itself will find out
+    try:  # noqa: SIM105  no object for each job
         context.flush()
+    except OSError:  # the worker is gone; the line itself will find out
+        pass
     return [job.id, job.lease, *ending, *spent.read()]
 
 
@@ -150,7 +157,11 @@ class InProcess:
         """The `call` of `execute` for one attempt."""
 
         def call(task: Task[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-            value = interruptible(context, task.fn, *args, **kwargs)
+            context.interruptible = True  # as `interruptible` does, without a call more for each job
+            try:
+                value = task.fn(*args, **kwargs)
+            finally:
+                context.interruptible = False
             if value is not None and inspect.isawaitable(value):
                 # the runner has a context of its own, in which no job would be current
                 value = self.runner.run(self._await(context, value), context=contextvars.copy_context())

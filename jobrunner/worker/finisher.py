@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from jobrunner.jobs import Ended, Ending, Outcome, Settled, Succeeded, Unsuccessful
-from jobrunner.store import Store, is_transient
+from jobrunner.transient import is_transient
 from jobrunner.worker.log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from jobrunner.store import Store
 
 _UNSTORABLE = "jobrunner.errors.JobrunnerError"
 

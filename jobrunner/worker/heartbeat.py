@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from jobrunner import clock
-from jobrunner.connecting import connect
+from jobrunner.connecting import connect, plan_once
 from jobrunner.errors import DatabaseUnreachable
 from jobrunner.jobs import WorkerSight
 from jobrunner.store import Store
@@ -74,6 +74,7 @@ class Heartbeat(threading.Thread):
         while not self._halt.is_set():
             try:
                 with connect(self.dsn, application_name="jobrunner-heartbeat") as connection:
+                    plan_once(connection)
                     self._beat(Store(connection), pause)
             except (psycopg.Error, DatabaseUnreachable, OSError) as error:
                 logger.debug("heartbeat failed", extra={"error": type(error).__name__})

@@ -10,7 +10,6 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobrunner.jobs import ClaimedJob, Ending, Outcome, Unsuccessful
-from jobrunner.worker import wire
 from jobrunner.worker.children import MOVE_AFTER, NO_LIMITS, PROCESS, STALE, Child, Run
 from jobrunner.worker.log import logger
 from jobrunner.worker.pace import Pace
@@ -88,6 +87,10 @@ class Lane:
             return 0
         return max(0, free + ahead - len(self.backlog) - len(self.suspects))
 
+    def is_fed(self, seconds: float) -> bool:
+        """Whether every child has work for so long, going by run times, in jobs that wait there."""
+        return bool(self.children) and all(child.is_fed(seconds) for child in self.children.values())
+
     def _claim_at(self) -> float:
         """When the slot that has been free for longest has been so for long enough."""
         return (self._free_since or 0.0) + min(STALE, (self.pace.mean or 0.0) * _SLACK)
@@ -143,19 +146,27 @@ class Lane:
             The job at which it ended because it needs a free slot, if any. This child gets nothing more until it has one, or that
             job's turn would never come; meanwhile the other children go on with what is behind it.
         """
-        child = opening.child
+        child, given = opening.child, []
+        waiting: list[ClaimedJob] = []
         for place in range(min(share, opening.free + opening.ahead, len(self.backlog))):
             job = self.backlog[0]
             run = self._run(job)
             if place >= opening.free and not child.fits_behind(run):
-                return [self.backlog.popleft()]
+                waiting.append(self.backlog.popleft())
+                break
             if job.suspect:
                 child.reserved = self.backlog.popleft()
                 reserved.append(job)
                 break
-            if not self._send(child, run, now):
-                break
+            self._give(child, run, now)
+            given.append(run)
             self.backlog.popleft()
+        unsent = child.send(given)
+        if not unsent:
+            return waiting
+        for run in unsent:
+            child.drop(run.job.id)
+        self.backlog.extendleft(reversed([*(run.job for run in unsent), *waiting]))
         return []
 
     def _isolate(self) -> list[ClaimedJob]:
@@ -183,22 +194,20 @@ class Lane:
             run.recorded = True
             if job.id not in begun:
                 logger.warning("job was taken over before it began", extra={"job": job.id, "lease": job.lease})
-            elif not self._send(child, run, now):
-                self.outcomes.append(Unsuccessful(Ending.RELEASE, job.id, job.lease))
+            else:
+                self._give(child, run, now)
+                if child.send([run]):
+                    child.drop(job.id)
+                    self.outcomes.append(Unsuccessful(Ending.RELEASE, job.id, job.lease))
 
     def _run(self, job: ClaimedJob) -> Run:
         return Run.of(job, self.pace.expected(job.task), self.captured)
 
-    def _send(self, child: Child, run: Run, now: float) -> bool:
+    def _give(self, child: Child, run: Run, now: float) -> None:
         if not child.runs:
             child.begins(run, now)
             self.prepare(child, run)
-        try:
-            wire.send_job(child.inbox, wire.encode_job(run.job))
-        except (BlockingIOError, ConnectionError, BrokenPipeError):
-            return False
         child.give(run, now)
-        return True
 
     def prepare(self, child: Child, run: Run) -> None:
         """A job begins in a child that has it to itself: what an earlier one left there must not stand."""
@@ -260,7 +269,7 @@ class Lane:
 
     def take_back(self, child: Child) -> None:
         """Put what a child has not read back to the front."""
-        self.backlog.extendleft(reversed(list(child.unread())))
+        self.backlog.extendleft(reversed(child.unread()))
 
     def unreserve(self, child: Child) -> None:
         """Put a suspect that waits for its start to be recorded back to the front."""

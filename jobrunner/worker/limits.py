@@ -18,6 +18,8 @@ from pathlib import Path
 _KIB = 1024  # bytes; the unit of the kernel's memory figures
 _SLACK = 1 << 20  # bytes by which two readings of one peak may differ: the kernel counts pages per CPU
 _STATM_SIZE = 128  # bytes; seven numbers
+# Looked up once, and as plain numbers: they are disarmed after every job.
+_REAL, _VIRTUAL, _PROF = int(signal.ITIMER_REAL), int(signal.ITIMER_VIRTUAL), int(signal.ITIMER_PROF)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -54,8 +56,10 @@ def _prctl(option: int, value: int) -> None:
 
 def stop_timers() -> None:
     """Disarm the interval timers of this process, alarms among them: what a job has set must not strike the one after it."""
-    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-        signal.setitimer(timer, 0)
+    setitimer = signal.setitimer
+    setitimer(_REAL, 0)
+    setitimer(_VIRTUAL, 0)
+    setitimer(_PROF, 0)
 
 
 def resident_bytes() -> int | None:
@@ -158,11 +162,15 @@ class PeakMemory:
 
     def peak_bytes(self) -> int | None:
         """The most that was resident since the last `reset`; None when that did not work."""
+        return self.peak_of(resource.getrusage(resource.RUSAGE_SELF))
+
+    def peak_of(self, used: resource.struct_rusage) -> int | None:
+        """As `peak_bytes`, from what this process has used as the kernel has just told it."""
         if not self._begun:
             return None
         if not self._by_rusage:
             return _high_water()
-        self._peak = _max_rss()
+        self._peak = used.ru_maxrss * _KIB
         return self._peak
 
     def resident_bytes(self) -> int | None:

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from jobrunner import clock
-from jobrunner.connecting import connect
+from jobrunner.connecting import connect, plan_once
 from jobrunner.errors import DatabaseUnreachable
 from jobrunner.jobs import Ended, Ending, Unsuccessful
-from jobrunner.store import Store, is_transient
+from jobrunner.store import Store
+from jobrunner.transient import is_transient
 from jobrunner.worker import notebook
+from jobrunner.worker.chores import Chores
 from jobrunner.worker.claimer import Room
 from jobrunner.worker.finisher import Finisher
 from jobrunner.worker.log import logger
-from jobrunner.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 MAINTENANCE = 1.0  # seconds between looks for lost workers and cancellations
 _MAX_BACKOFF = 5.0  # seconds between attempts to reach a database that is away
 _BATCH = 1000  # outcomes of one transaction
+_LINGER = 0.005  # seconds that outcomes of short jobs wait for more of them: a statement for many costs half of what several for few do
+_ENOUGH = 250  # outcomes for which that is not worth it any more
 
 
 class Link(threading.Thread):
@@ -63,6 +66,7 @@ class Link(threading.Thread):
         self._starts: list[tuple[int, int, float]] = []
         self._rooms = [Room(0) for _ in claimers]
         self._notebook = notebook.Notebook()
+        self._write_at = 0.0  # when the outcomes that wait are to be written
         self._claims = 0
         self._claiming = True
         self._closing = False
@@ -70,27 +74,34 @@ class Link(threading.Thread):
         self._connection: Connection[Any] | None = None
         self._held: dict[int, int] = {}  # job id → lease, from a claim's answer to the commit of its outcome
         self._maintain_at = 0.0
-        self._upkeep = Upkeep(chores, clock.monotonic())
+        self._chores = Chores(dsn, chores)
         self._tidy = False
         self._outage_since: float | None = None
         self._failures = 0
 
     # -- from other threads
 
-    def exchange(self, outcomes: list[Ended], starts: list[tuple[int, int, float]], rooms: list[Room], seen: int) -> None:
+    def exchange(
+        self, outcomes: list[Ended], starts: list[tuple[int, int, float]], rooms: list[Room], seen: int, *, may_wait: bool = False
+    ) -> None:
         """The main loop hands over what happened and how much it can take.
 
         Args:
             rooms: of each lane.
             seen: how many claims the main loop has taken in; `rooms` count only when that is all of them, or the same room
                 would be filled twice.
+            may_wait: whether outcomes may wait a few milliseconds for others, as many more are about to come.
         """
         with self._condition:
+            now = clock.monotonic()
+            fresh = bool(outcomes) and not self._outcomes
+            if fresh or not may_wait:
+                self._write_at = now + _LINGER if may_wait else 0.0
             self._outcomes += outcomes
             self._starts += starts
             if seen == self._claims:
                 self._rooms = rooms
-            if outcomes or starts or any(room.total > 0 for room in rooms):
+            if fresh or starts or self._outcomes_due(now) or any(room.total > 0 for room in rooms):
                 self._condition.notify()
 
     def hear(self, notes: Sequence[Note], lines: Sequence[LogLine]) -> None:
@@ -155,9 +166,13 @@ class Link(threading.Thread):
         self._disconnect()
 
     def _has_work(self) -> bool:
-        if self._outcomes or self._starts or self._closing:
+        now = clock.monotonic()
+        if self._outcomes_due(now) or self._starts or self._closing:
             return True
-        return any(self._woken or claimer.wants(room, clock.monotonic()) for claimer, room in self._with_room())
+        return any(self._woken or claimer.wants(room, now) for claimer, room in self._with_room())
+
+    def _outcomes_due(self, now: float) -> bool:
+        return bool(self._outcomes) and (now >= self._write_at or len(self._outcomes) >= _ENOUGH)
 
     def _with_room(self) -> list[tuple[Claimer, Room]]:
         """The claimers of lanes that want more jobs, and how many."""
@@ -168,6 +183,8 @@ class Link(threading.Thread):
         times = [self._maintain_at, *(claimer.next_at for claimer, _ in self._with_room())]
         if self._notebook.due_at is not None:
             times.append(self._notebook.due_at)
+        if self._outcomes:
+            times.append(self._write_at)
         return max(0.0, min(times) - now)
 
     def _round(self) -> None:
@@ -192,15 +209,15 @@ class Link(threading.Thread):
             self._maintain(store)
         self._claim(store)
         if maintains:
-            self._upkeep.run(store, clock.monotonic())
+            self._chores.mind(store, self.worker_id)
 
     def _finish(self) -> None:
         """Nothing is left to write. The rare steps are for a database that answers; others take them as well."""
-        if self._tidy and self._outage_since is None:
-            try:
-                self._upkeep.finish(self._connected())
-            except (psycopg.Error, DatabaseUnreachable, OSError) as error:
-                logger.warning("upkeep broken off; others take it up", extra={"error": type(error).__name__})
+        tidy = self._tidy and self._outage_since is None
+        try:
+            self._chores.leave(self._connected if tidy else None)
+        except (psycopg.Error, DatabaseUnreachable, OSError) as error:
+            logger.warning("upkeep broken off; others take it up", extra={"error": type(error).__name__})
 
     def _write_words(self, store: Store, *, at_once: bool) -> None:
         """Write what jobs said: before any end that is about to be written, else when it has waited long enough."""
@@ -263,6 +280,7 @@ class Link(threading.Thread):
     def _connected(self) -> Store:
         if self._connection is None or self._connection.closed:
             self._connection = connect(self.dsn, application_name="jobrunner-worker")
+            plan_once(self._connection)
             self._reconcile(Store(self._connection))
         return Store(self._connection)
 

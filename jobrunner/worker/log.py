@@ -16,13 +16,16 @@ _PLAIN = re.compile(r"^[\w.:/@+,-]+$")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
-def configure(log_format: str, level: str, *, only_trouble: bool = False) -> None:
+def configure(log_format: str, level: str, *, only_trouble: bool = False, database: str | None = None) -> None:
     """Send Jobrunner's log to standard error. Called once, by the process that is the worker.
 
     Args:
         only_trouble: leave out that an attempt failed or was superseded: the job's own record has it. A process that died is told.
+        database: stands in every line, for workers of several databases that write into one stream.
     """
     handler = logging.StreamHandler(sys.stderr)
+    if database is not None:
+        handler.addFilter(lambda record: vars(record).setdefault("database", database) is not None)
     if only_trouble:
         handler.addFilter(_is_trouble)
     handler.setFormatter(_Logfmt() if log_format == "logfmt" else _Json())

@@ -14,11 +14,13 @@ import psycopg
 
 from jobrunner import clock
 from jobrunner.jobs import LogLine, Note
-from jobrunner.store import Store, is_transient
+from jobrunner.transient import is_transient
 from jobrunner.worker.log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from jobrunner.store import Store
 
 T = TypeVar("T")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 UNKNOWN = 1.0  # seconds that a job of a task is taken to run which has not ended here yet: long, so that nothing waits behind it
+OVERHEAD = 5e-5  # seconds that a job costs its child at least, whatever its task does
 _SMOOTHING = 0.2  # weight of the newest run time in a running mean
 
 
@@ -10,20 +11,20 @@ class Pace:
     """Run times in one lane.
 
     Attributes:
-        mean: of its jobs as they came, in seconds; None before the first has ended.
+        mean: of its jobs as they came, in seconds, and never less than `OVERHEAD`; None before the first has ended.
     """
 
     def __init__(self) -> None:
         self.mean: float | None = None
         self._tasks: dict[str, float] = {}
 
-    def learn(self, task: str, run_ms: int) -> None:
-        """Take in that a job has ended."""
-        seconds = run_ms / 1000
+    def learn(self, task: str, seconds: float) -> None:
+        """Take in that a job has ended which ran for so long."""
+        seconds = max(seconds, OVERHEAD)
         mean, own = self.mean, self._tasks.get(task)
         self.mean = seconds if mean is None else mean + _SMOOTHING * (seconds - mean)
         self._tasks[task] = seconds if own is None else own + _SMOOTHING * (seconds - own)
 
     def expected(self, task: str) -> float:
-        """Seconds that the next job of a task will take."""
+        """Seconds that the next job of a task will take from its child."""
         return self._tasks.get(task, UNKNOWN)

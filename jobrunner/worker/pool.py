@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobrunner import clock
 from jobrunner.jobs import Ended, Ending, LogLine, Note
-from jobrunner.worker import cgroups, children
+from jobrunner.worker import cgroups, channels
 from jobrunner.worker.children import ASYNC, KILL_AFTER, PROCESS, THREADS, Child, Kill, Run
 from jobrunner.worker.endings import died, reported
 from jobrunner.worker.enforcer import STOP_PATIENCE, Enforcer
@@ -20,6 +20,7 @@ from jobrunner.worker.forking import Forking
 from jobrunner.worker.lanes import Lane
 from jobrunner.worker.log import logger
 from jobrunner.worker.outputs import Logbook, Outputs
+from jobrunner.worker.wire import MICROSECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -107,7 +108,7 @@ class Pool:
                 self._fork(lane, now, solo=True)
 
     def _fork(self, lane: Lane, now: float, *, solo: bool = False) -> None:
-        fields, theirs, close = children.connect()
+        fields, theirs, close = channels.connect()
         self._numbers += 1
         capacity = 1 if solo else lane.capacity
         child = Child(number=self._numbers, kind=lane.kind, capacity=capacity, solo=solo, forked_at=now, **fields)
@@ -244,19 +245,20 @@ class Pool:
                 run.keep_output = words[0]
 
     def _finished(self, lane: Lane, child: Child, fields: list[Any], now: float) -> None:
-        job_id, _, ending, *rest, run_ms, cpu_ms, peak = fields
+        job_id, _, ending, *rest, run_us, cpu_ms, peak = fields
         run = child.runs.get(job_id)
         if run is None:
             return
-        self._outputs.finish(child, run)
+        if run.keep_output is not None:
+            self._outputs.finish(child, run)
         child.drop(job_id)
         child.done_count += 1
-        lane.pace.learn(run.job.task, run_ms)
+        lane.pace.learn(run.job.task, run_us / MICROSECONDS)
         child.cpu_told += cpu_ms or 0
         if run.kill is not None and child.kind == PROCESS:
             child.retired, child.leave_at = True, now  # its SIGTERM is on the way, and must not meet the next job
-        overrun = self.enforcer.overrun(child, run, now)
-        self._ended.append(reported(run, ending, rest, (run_ms, cpu_ms, max(run.peak, peak or 0) or None), now, overrun))
+        overrun = None if run.limits is None else self.enforcer.overrun(child, run, now)
+        self._ended.append(reported(run, ending, rest, (round(run_us / 1000), cpu_ms, max(run.peak, peak or 0) or None), now, overrun))
 
     def _bury(self, child: Child, status: int, cpu_ms: int, peak: int) -> None:
         """A child is dead: its finished jobs count, unread ones go back to the front, those it ran end as the cause says."""
@@ -317,6 +319,10 @@ class Pool:
             for child in self.children()
             for run in child.active()
         ]  # fmt: skip
+
+    def is_fed(self, seconds: float) -> bool:
+        """Whether every child has work for so long without a word from here."""
+        return not self.stopping and all(lane.is_fed(seconds) for lane in self.lanes)
 
     def release_unstarted(self) -> None:
         """Give back to the queue everything that no child has begun; no attempt is used up."""

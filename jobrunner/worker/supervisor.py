@@ -10,6 +10,7 @@ import select
 import selectors
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock
@@ -20,6 +21,7 @@ from jobrunner.worker.listener import Listener
 from jobrunner.worker.log import logger
 from jobrunner.worker.pool import Pool, Shape
 from jobrunner.worker.registration import BUSY, FAILED, LOST, Departure, Registration
+from jobrunner.worker.rooms import rooms
 from jobrunner.worker.sight import Sight
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from jobrunner.worker.options import WorkerOptions
 
 TICK = 1.0  # seconds between turns of the loop when nothing happens
+REST = 0.002  # seconds between turns, at least, while every child has work for so long
 FENCE_MARGIN = 0.05  # of the lease: children are killed this much before the database may give their jobs away
 JOBS_FAILED = 1  # the exit code of a worker that is to fail when a job does
 _LAST_WORDS = 10.0  # seconds a stopping worker waits for a database that is away
@@ -65,6 +68,8 @@ class Supervisor:
         self._time_over = False
         self._slot_lost = False
         self._claims = 0
+        self._fed = False
+        self._turned_at = 0.0
         self._starts: list[tuple[int, int, float]] = []
 
     # -- start and end
@@ -156,6 +161,7 @@ class Supervisor:
         if self.options.began is not None:
             started = self.options.began
         while not self._ended:
+            self._rest()
             due = self.pool.next_deadline(clock.monotonic())
             ready = self._selector.select(TICK if due is None else min(TICK, due))
             now = clock.monotonic()
@@ -225,35 +231,21 @@ class Supervisor:
     def _exchange(self, now: float) -> None:
         starts = self._starts + self.sight.long_running(self.pool, now)
         self._starts = []
-        self._hand_over(starts, self._rooms(now))
+        left = self.options.max_jobs - self.claimed_count if self.options.max_jobs is not None else None
+        self._fed = self.pool.is_fed(REST)
+        self._hand_over(starts, rooms(self.pool, self._limits, left, now), may_wait=self._fed)
 
-    def _hand_over(self, starts: list[tuple[int, int, float]], rooms: list[Room]) -> None:
+    def _rest(self) -> None:
+        """Let the children go on for a moment while all of them have enough to do: short jobs end by the dozen, and need no turn each."""
+        if self._fed and (pause := self._turned_at + REST - clock.monotonic()) > 0:
+            time.sleep(pause)
+        self._turned_at = clock.monotonic()
+
+    def _hand_over(self, starts: list[tuple[int, int, float]], rooms: list[Room], *, may_wait: bool = False) -> None:
         notes, lines = self.pool.take_words()
         if notes or lines:
             self.link.hear(notes, lines)
-        self.link.exchange(self.pool.take_ended(), starts, rooms, self._claims)
-
-    def _rooms(self, now: float) -> list[Room]:
-        """How many jobs each lane wants; the bounds of queues hold for all lanes together, and stand in each room."""
-        left = self.options.max_jobs - self.claimed_count if self.options.max_jobs is not None else None
-        totals: list[int] = []
-        for lane in self.pool.lanes:
-            total = 0 if self.pool.stopping else lane.room(now)
-            if left is not None:
-                total = min(total, max(0, left))
-                left -= total
-            totals.append(total)
-        bounds = self._bounds() if any(totals) else {}
-        return [Room(total, bounds) for total in totals]
-
-    def _bounds(self) -> dict[str, int]:
-        """How many more jobs of each bounded queue may run in this worker."""
-        if not self._limits:
-            return {}
-        running: dict[str, int] = {}
-        for job in self.pool.in_flight():
-            running[job.queue] = running.get(job.queue, 0) + 1
-        return {queue: max(0, limit - running.get(queue, 0)) for queue, limit in self._limits.items()}
+        self.link.exchange(self.pool.take_ended(), starts, rooms, self._claims, may_wait=may_wait)
 
     # -- leases and the end
 

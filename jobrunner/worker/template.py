@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock
 from jobrunner.errors import JobrunnerError
+from jobrunner.routing import HOME
 from jobrunner.worker import child, limits, loops, procfs, threads, voices, wire
 
 if TYPE_CHECKING:
@@ -169,8 +170,10 @@ def _become_child(template: Template, parent: int, wanted: dict[str, Any], descr
 def _import_app(spec: str | None, dsn: str) -> JobRunner:
     from jobrunner.loading import load
 
-    # What the worker resolved is what the app's own code uses, wherever it came from; its children may enqueue.
-    os.environ["JOBRUNNER_DSN"] = dsn
+    # What the worker resolved is what the app's own code uses, wherever it came from; its children may enqueue. A worker for one of
+    # several databases does not make it the only one: the app finds them all, as the worker has.
+    if not os.environ.get(HOME):
+        os.environ["JOBRUNNER_DSN"] = dsn
     jobs = load(spec)
     if any(task.running.transactional for task in jobs.registry.values()):
         importlib.import_module("jobrunner.worker.transactions")  # once here, not in every child

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
-from jobrunner import arrays, payload, places, schema, statements
+from jobrunner import arrays, branches, payload, places, ready, schema, statements
 from jobrunner.errors import ConfigurationError, Fail, LeaseLost
 from jobrunner.jobs import Note, Succeeded
 
@@ -174,11 +174,13 @@ def _session(jobs: JobRunner, context: JobContext) -> Iterator[tuple[Session, _G
         if session.in_transaction():
             session.rollback()  # of what ran before the task, such as a `before` hook of the app context: not part of the job
     else:
-        session = Session(jobs.database.engine.execution_options(isolation_level=_ISOLATION))
+        session = Session(jobs.home.database.engine.execution_options(isolation_level=_ISOLATION))
     guard = _Guard(session, context)
     _drop_dead_connections(session)
     context.session = session
     try:
+        if jobs.session is not None and jobs.routing.databases:
+            _refuse_elsewhere(jobs, session)
         with guard:
             yield session, guard
     except BaseException as error:
@@ -189,11 +191,22 @@ def _session(jobs: JobRunner, context: JobContext) -> Iterator[tuple[Session, _G
         session.close()
 
 
+def _refuse_elsewhere(jobs: JobRunner, session: Session) -> None:
+    """With several databases: a session in another one than the job's cannot commit together with the job's end."""
+    inside = branches.is_in(places.connection_of(session), jobs.home)
+    session.rollback()  # the question began a transaction; the body may still choose how its own begins
+    if not inside:
+        raise ConfigurationError(
+            f"a transactional task of the database {jobs.home.database_name!r} cannot use the application's session, which is in another",
+            hint="route its queue to the session's database: what it writes and the end of its job commit together",
+        )
+
+
 def _drop_dead_connections(session: Session) -> None:
     """One that the server closed while it lay in the pool must not cost an attempt; asking the socket costs no round trip."""
     for _ in range(_POOLED):
         connection = places.connection_of(session)
-        alive = not places.hung_up(connection.connection.driver_connection)
+        alive = not ready.hung_up(connection.connection.driver_connection)
         if not alive:
             connection.invalidate()
         session.rollback()  # nothing was sent; the body may still choose how its transaction begins
@@ -243,8 +256,8 @@ def _finish(session: Session, guard: _Guard, context: JobContext, result: str | 
 
 
 def _measures(spent: Spent) -> tuple[int, int | None, float, int | None]:
-    run_ms, cpu_ms, peak = spent.read()
-    return run_ms, cpu_ms, 0.0, peak
+    run_us, cpu_ms, peak = spent.read()
+    return round(run_us / 1000), cpu_ms, 0.0, peak
 
 
 def _succeed(connection: sa.Connection, outcome: Succeeded) -> bool:

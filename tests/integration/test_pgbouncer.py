@@ -11,6 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner import JobFailed, JobRunner, migrate
+from jobrunner.connecting import connect, plan_once
+from jobrunner.settings import parse_dsn
+from jobrunner.store import Store
 from jobrunner.waiters import watcher_of
 from tests.support import effects, poolers
 from tests.support.cli import APP, Program
@@ -51,6 +54,18 @@ def test_the_same_through_a_transaction_mode_pooler(pooled, fresh_dsn, tmp_path)
         assert worker.wait() == 0
     assert states(fresh_dsn) == {"succeeded": 232}
     assert rows(fresh_dsn, "SELECT max(attempt), max(crash_count) FROM jobrunner.v_jobs") == [(1, 0)]
+
+
+@pytest.mark.needs("pgbouncer")
+def test_nothing_is_prepared_nor_set_through_a_transaction_mode_pooler(pooled, fresh_dsn):
+    """What a worker does to have statements planned once is not done to a server process that belongs to everybody."""
+    with connect(parse_dsn(pooled, "a test")) as connection:
+        plan_once(connection)
+        store = Store(connection)
+        for _ in range(3):
+            store.find_due(["default"])
+        left = connection.execute("SELECT count(*), current_setting('plan_cache_mode') FROM pg_prepared_statements").fetchone()
+    assert left == (0, "auto")
 
 
 @pytest.mark.needs("pgbouncer")
@@ -110,10 +125,10 @@ def test_a_direct_connection_prepares_its_insert(fresh_dsn):
 
     for number in range(3):
         work.enqueue(number)
-    with jobs.database.engine.connect() as connection:
-        prepared = connection.scalars(sa.text("SELECT statement FROM pg_prepared_statements")).all()
+    with jobs.database.store() as store:
+        prepared = store.connection.execute("SELECT statement FROM pg_prepared_statements").fetchall()
     jobs.close()
-    assert len([text for text in prepared if "INSERT INTO jobrunner.jobs" in text]) == 1
+    assert len([text for (text,) in prepared if "INSERT INTO jobrunner.jobs" in text]) == 1
 
 
 @pytest.mark.needs("pgbouncer")

@@ -144,7 +144,8 @@ def test_odd_names(every_kernel, name):
         assert procfs.descendants(root.pid) == [child]
         usage = measured(root.pid)
         assert usage.process_count == 2
-        assert 2 * MB < usage.rss_bytes < 500 * MB
+        # Both are forks of this process, which may have grown to any size.
+        assert 2 * MB < usage.rss_bytes < 2 * (limits.resident_bytes() or 0) + 100 * MB
 
 
 def test_nobody_there():

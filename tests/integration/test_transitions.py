@@ -9,9 +9,9 @@ from jobrunner.states import LIVE, TRANSITIONS, State, Transition
 from tests.support.rows import ALIVE, EXPIRED, LEASE, STOPPED, TASK, Scene, fenced_parameters
 
 NOT_TRANSITIONS = {
-    "find_due", "has_succeeded", "held_jobs", "job_state", "lost_workers", "heartbeat", "register_worker", "stop_worker", "ensure_partitions",
-    "log", "give_up_slot", "set_tasks", "left_due", "prune_workers", "prune_worker_runs", "drop_partitions", "settle_rollups",
-    "prune_rollup_hours",
+    "any_lost", "hold", "hold_lost", "find_due", "has_succeeded", "held_jobs", "job_state", "lost_workers", "heartbeat", "register_worker", "stop_worker",
+    "ensure_partitions", "log", "give_up_slot", "set_tasks", "left_due", "prune_workers", "prune_worker_runs", "drop_partitions", "settle_rollups",
+    "prune_rollup_hours", "take_turn",
 }  # fmt: skip
 """Statements that change no job's state."""
 

@@ -13,7 +13,7 @@ import psycopg
 
 from jobrunner.errors import DuplicateJob, IllegalTransition
 from jobrunner.jobs import Ending, Succeeded, Unsuccessful, WorkerCounts, WorkerSight
-from jobrunner.store import is_transient
+from jobrunner.transient import is_transient
 from tests.support.rows import TASK
 from tests.support.sessions import PATIENCE
 

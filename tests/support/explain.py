@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg
 
 from jobrunner import statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    import psycopg
 
 SCAN_NODES = {
     "Seq Scan",
@@ -21,6 +23,9 @@ SCAN_NODES = {
     "Tid Range Scan",
     "Sample Scan",
 }
+
+
+_numbers = itertools.count()
 
 
 class Plan(NamedTuple):
@@ -73,6 +78,47 @@ def explain(connection: psycopg.Connection[Any], name: str, parameters: Mapping[
     """Run a statement under EXPLAIN (ANALYZE, BUFFERS) and roll it back."""
     with connection.transaction(force_rollback=True):
         row = connection.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statements.load(name), parameters).fetchone()
+    return _plan_of(row)
+
+
+def explain_prepared(connection: psycopg.Connection[Any], name: str, parameters: Mapping[str, Any]) -> Plan:
+    """As `explain`, with a plan that is made now and without regard to the parameters."""
+    with connection.transaction(force_rollback=True):
+        prepared = Prepared(connection)
+        prepared.prepare(name)
+        return prepared.explain(connection, name, parameters)
+
+
+class Prepared:
+    """Statements that are planned once, without regard to their parameters, as a worker's prepared ones are.
+
+    Args:
+        connection: theirs; psycopg prepares nothing on it any more, because it would drop ours with its own at a rollback.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+        self._names: dict[str, str] = {}
+        connection.prepare_threshold = None
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+
+    def prepare(self, name: str) -> None:
+        """Have a statement parsed; it is planned when it is first explained."""
+        places = {parameter: number for number, parameter in enumerate(sorted(statements.parameters(name)), 1)}
+        text = re.sub(r"%\((\w+)\)s", lambda match: f"${places[match[1]]}", statements.load(name)).replace("%%", "%")
+        self._names[name] = f"{name}_{next(_numbers)}"
+        self._connection.execute(f"PREPARE {self._names[name]} AS {text}")
+
+    def explain(self, _connection: psycopg.Connection[Any], name: str, parameters: Mapping[str, Any]) -> Plan:
+        """As the function `explain`, with the plan that was made first."""
+        values = [parameters[parameter] for parameter in sorted(statements.parameters(name))]
+        given = f"({', '.join(['%s'] * len(values))})" if values else ""
+        with self._connection.transaction(force_rollback=True), psycopg.ClientCursor(self._connection) as cursor:
+            row = cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {self._names[name]} {given}", values or None).fetchone()
+        return _plan_of(row)
+
+
+def _plan_of(row: Any) -> Plan:
     assert row is not None
     root = row[0][0]["Plan"]
     return Plan(root, root["Shared Hit Blocks"] + root["Shared Read Blocks"])

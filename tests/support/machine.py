@@ -25,6 +25,21 @@ def _can_unshare() -> bool:
     return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def _can_make_networks() -> bool:
+    """Whether `ip` makes a network namespace with a pair of cards, which a kernel or a container may refuse even root."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        return False
+    name = f"jrneed{os.getpid()}"
+    commands = (
+        ("netns", "add", name),
+        ("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name),
+        ("netns", "exec", name, "true"),
+        ("netns", "del", name),
+    )
+    worked = [subprocess.run(["ip", *words], capture_output=True, check=False).returncode == 0 for words in commands]
+    return all(worked)
+
+
 def _can_make_groups() -> bool:
     found = cgroups.detect()
     return found is not None and found.pids is not None
@@ -38,6 +53,7 @@ NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
     "cgroups": ("control groups of memory and pids that can be made and limited", _can_make_groups),
     "crond": ("cron", lambda: shutil.which("cron", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None),
     "linux": ("a /proc file system", lambda: Path("/proc/self/stat").exists()),
+    "netns": ("leave to make network namespaces", _can_make_networks),
     "pgbouncer": ("pgbouncer", lambda: shutil.which("pgbouncer") is not None),
     "postgresql15": ("Debian's PostgreSQL 15", lambda: Path("/usr/lib/postgresql/15/bin/postgres").exists()),
     "psql": ("psql", lambda: shutil.which("psql") is not None),

@@ -13,7 +13,8 @@ import psycopg
 
 from jobrunner.errors import IllegalTransition, JobNotFound
 from jobrunner.jobs import Ending, Outcome, Succeeded, Unsuccessful, WorkerCounts, WorkerSight
-from jobrunner.store import Store, is_transient
+from jobrunner.store import Store
+from jobrunner.transient import is_transient
 from tests.support.rows import Scene
 
 TASKS, QUEUES = ("storm.a", "storm.b", "storm.c"), ("default", "mail")

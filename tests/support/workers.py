@@ -16,7 +16,7 @@ import psycopg
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 APP = str(Path(__file__).with_name("chaos_app.py"))
 
@@ -43,11 +43,19 @@ class Ledger:
 
 
 class Worker:
-    """One `jobrunner work` process."""
+    """One `jobrunner work` process; `within` stands before its command, such as `ip netns exec NAME`."""
 
-    def __init__(self, dsn: str, ledger: Path, *options: str, app: str = APP, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        ledger: Path,
+        *options: str,
+        app: str = APP,
+        environment: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
+    ) -> None:
         environment = {**os.environ, "JOBRUNNER_CHAOS_LEDGER": str(ledger), **(environment or {})}
-        command = [sys.executable, "-m", "jobrunner", "work", "--dsn", dsn, "--app", app, *options]
+        command = [*within, sys.executable, "-m", "jobrunner", "work", "--dsn", dsn, "--app", app, *options]
         self.log = ledger.with_suffix(f".{os.urandom(3).hex()}.log")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from jobrunner.jobs import ClaimedJob
-from jobrunner.worker import children
+from jobrunner.worker import channels
 from jobrunner.worker.children import PROCESS, Child, Run
 from jobrunner.worker.enforcer import Enforcer
 from jobrunner.worker.procfs import Usage
@@ -17,7 +17,7 @@ LIMIT = 3
 
 @pytest.fixture
 def child():
-    fields, _, close = children.connect()
+    fields, _, close = channels.connect()
     made = Child(number=1, kind=PROCESS, capacity=1, **fields)
     yield made
     made.close()

@@ -8,14 +8,17 @@ from datetime import UTC, datetime
 import pytest
 
 from jobrunner.jobs import ClaimedJob, Ending
-from jobrunner.worker import children, lanes, wire
-from jobrunner.worker.children import ASYNC, MAX_AHEAD, MOVE_AFTER, PROCESS, STALE, THREADS, Child
+from jobrunner.worker import channels, lanes, wire
+from jobrunner.worker.bundles import Inbox
+from jobrunner.worker.children import AHEAD, ASYNC, MAX_AHEAD, MOVE_AFTER, PROCESS, STALE, THREADS, Child
 from jobrunner.worker.lanes import MOST_SOLO, REPLACE_AFTER, Lane
+from jobrunner.worker.pace import OVERHEAD
 
 NOW = 1000.0
 DUE = datetime(2026, 1, 1, tzinfo=UTC)
 CPU = '{"cpu_ms": 1000}'
 numbers = itertools.count(1)
+inboxes: dict[int, Inbox] = {}  # of the children, by their numbers
 
 
 class Hands:
@@ -32,7 +35,7 @@ class Hands:
         return lane
 
     def child(self, lane, **more):
-        fields, _, close = children.connect()
+        fields, _, close = channels.connect()
         child = Child(number=next(numbers), kind=lane.kind, capacity=lane.capacity, pid=1, **fields)
         for name, value in more.items():
             setattr(child, name, value)
@@ -63,14 +66,14 @@ def jobs(count, task="short", **columns):
 
 
 def read(child):
-    """The child takes the next job out of its inbox."""
-    return wire.job_id(wire.receive_job(child.inbox_there))
+    """The child begins the next job in its inbox."""
+    return wire.job_id(inboxes.setdefault(child.number, Inbox(child.inbox_there)).take())
 
 
 def done(lane, child, job_id, run_ms=0):
     """A child has finished a job; the next one begins."""
     run = child.drop(job_id)
-    lane.pace.learn(run.job.task, run_ms)
+    lane.pace.learn(run.job.task, run_ms / 1000)
     for following in child.active():
         if not following.since:
             child.begins(following, NOW)
@@ -79,7 +82,7 @@ def done(lane, child, job_id, run_ms=0):
 def known(lane, **run_ms):
     """Let the lane know how long tasks take."""
     for task, milliseconds in run_ms.items():
-        lane.pace.learn(task, milliseconds)
+        lane.pace.learn(task, milliseconds / 1000)
     return lane
 
 
@@ -103,21 +106,23 @@ def test_short_jobs_travel_in_equal_shares(hands):
 
 
 def test_a_child_holds_so_much_work_and_so_many_jobs(hands):
-    """Twenty milliseconds of work by expected run times; of jobs that take none, a fixed number."""
+    """Twenty milliseconds of work by expected run times, of which no job is thought to take none; a fixed number where slots are many."""
     lane = known(hands.lane(wanted=1), short=5)
     lane.backlog.extend(jobs(20))
     lane.hand_out(NOW)
     assert [len(child.runs) for child in lane.children.values()] == [4]
     fast = known(hands.lane(wanted=1), short=0)
-    fast.backlog.extend(jobs(200))
+    fast.backlog.extend(jobs(1000))
     fast.hand_out(NOW)
-    assert [len(child.runs) for child in fast.children.values()] == [MAX_AHEAD + 1]
+    assert [len(child.runs) for child in fast.children.values()] == [pytest.approx(AHEAD / OVERHEAD, abs=1)]
+    wide = known(hands.lane(THREADS, wanted=1, capacity=100), short=0)
+    assert wide.room(NOW) == 100 + MAX_AHEAD
 
 
 def test_nothing_waits_behind_a_job_that_is_known_to_be_long(hands):
     """A long task's job gets a free slot; short ones go to the other child."""
     lane = known(hands.lane(), long=5000, short=0)
-    lane.pace.mean = 0.0
+    lane.pace.mean = OVERHEAD
     lane.backlog.extend([*jobs(1, "long"), *jobs(30)])
     lane.hand_out(NOW)
     held = sorted([[run.job.task for run in child.runs.values()] for child in lane.children.values()], key=len)

@@ -17,7 +17,7 @@ from jobrunner.store import Store
 from tools.states_doc import headline
 
 NAMES = sorted(statements.names())
-READING = {"find_due", "has_succeeded", "held_jobs", "job_state", "left_due"}
+READING = {"any_lost", "find_due", "has_succeeded", "held_jobs", "job_state", "left_due"}
 WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM)\s+(?!OF\b|SKIP\b)jobrunner\.")
 SESSION_BOUND = re.compile(r"pg_advisory_lock|pg_try_advisory_lock\b|\bLISTEN\b|\bNOTIFY\b|pg_notify|\bSET (?:LOCAL|SESSION)\b")
 FACTS = ("name", "host", "pid", "kind", "version", "queues", "tasks", "slots")
@@ -64,7 +64,7 @@ def test_a_file_is_one_statement_and_schema_qualified(name):
     body = statements.load(name)
     assert ";" not in body
     assert not re.search(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+(?:ONLY\s+)?(?:jobs|job_history|job_attempts|workers)\b", body)
-    assert bool(WRITES.search(body)) == (name not in READING | {"ensure_partitions", "drop_partitions", "settle_rollups"})
+    assert bool(WRITES.search(body)) == (name not in READING | {"hold", "hold_lost", "ensure_partitions", "drop_partitions", "settle_rollups"})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,6 +140,7 @@ def test_the_store_passes_what_the_files_ask_for(monkeypatch):
     store.log([LogLine(1, 1, 1, 20, "shop", "sold", 1.0)])
     store.held_jobs(1)
     store.ensure_partitions(1)
+    store.take_turn(1, second)
     store.prune("workers", second, 1)
     store.prune("worker_runs", second, 1)
     store.drop_partitions("job_logs", second, 1, second)

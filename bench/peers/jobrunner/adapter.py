@@ -58,7 +58,7 @@ SECONDS_A_DAY = 86_400
 CHUNK = 500_000  # rows of one statement
 OPTIONS = {
     "default": ([], "one worker as it comes"),
-    "best": (["--no-listen"], "one worker as it comes, without LISTEN"),
+    "best": (["--no-listen"], "two workers as they come, without LISTEN"),
     "many": (["-c", "{slots}"], "{slots} child processes"),
     "threads": (["--threads", "{slots}"], "{slots} threads of one child process"),
     "async": (["--async-slots", "{slots}"], "{slots} slots of one event loop"),
@@ -135,14 +135,14 @@ class Jobrunner(Adapter):
         app.noop.enqueue(number).result(timeout=RESULT_PATIENCE)
 
     def workers(self, setting: str, slots: int) -> dict[str, Any]:
-        """`jobrunner work`; `single` starts `slots` workers, every other setting one."""
+        """`jobrunner work`; `single` starts `slots` workers, `best` two, every other setting one."""
         if setting not in OPTIONS:
             raise Unsupported(f"has no setting {setting!r}")
         options, described = OPTIONS[setting]
         application = largeapp.write_app(Path(os.environ["BENCH_MARKS"])) if setting == "large" else str(HERE / "app.py")
         command = [sys.executable, "-m", "jobrunner", "work", "--dsn", self.worker_dsn, "--app", application]
         command += [option.format(slots=slots) for option in options]
-        return {"commands": [command] * (slots if setting == "single" else 1), "env": {}, "described": described.format(slots=slots)}
+        return {"commands": [command] * {"single": slots, "best": 2}.get(setting, 1), "env": {}, "described": described.format(slots=slots)}
 
     def left(self) -> int:
         """Rows that are queued or run."""
