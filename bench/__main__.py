@@ -49,7 +49,20 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def plan(given: argparse.Namespace) -> suite.Plan:
+def by_hand(given: argparse.Namespace, wanted: list[suite.Scenario]) -> suite.Sizes:
+    """What `--size` says. Raises ValueError for a size that nothing in this run has."""
+    known = {name for scenario in wanted for name in (scenario.full if given.full else scenario.short)}
+    sizes: suite.Sizes = {}
+    for one in given.size:
+        name, equals, number = one.partition("=")
+        if name not in known or not equals or not number.replace(".", "", 1).isdigit():
+            more = "" if given.full else "; --full may have more"
+            raise ValueError(f"--size {one}: expected NAME=NUMBER with one of {', '.join(sorted(known))}{more}")
+        sizes[name] = float(number) if "." in number else int(number)
+    return sizes
+
+
+def plan(given: argparse.Namespace, wanted: list[suite.Scenario]) -> suite.Plan:
     """How it is to be done. Raises ValueError with what is wrong and what to do."""
     if given.full and given.trial:
         raise ValueError("--full and --trial exclude each other")
@@ -57,14 +70,8 @@ def plan(given: argparse.Namespace) -> suite.Plan:
     if not given.trial and (rounds < MIN_ROUNDS or given.rounds == 0):
         raise ValueError(f"--rounds {given.rounds}: a median needs at least {MIN_ROUNDS} rounds; --trial runs one, not for publication")
     doubts = ["a trial: one round, tiny sizes"] if given.trial else []
-    overridden: suite.Sizes = {}
-    known = {name for scenario in SCENARIOS.values() for name in (*scenario.short, *scenario.full)}
-    for one in given.size:
-        name, equals, number = one.partition("=")
-        if name not in known or not equals or not number.replace(".", "", 1).isdigit():
-            raise ValueError(f"--size {one}: expected NAME=NUMBER with one of {', '.join(sorted(known))}")
-        overridden[name] = float(number) if "." in number else int(number)
-        doubts.append(f"{name} set to {number} by hand")
+    overridden = by_hand(given, wanted)
+    doubts += [f"{name} set to {number} by hand" for name, number in overridden.items()]
     if given.peers:
         doubts.append(f"only with the peers {given.peers}")
     if given.trial:
@@ -119,7 +126,8 @@ def main(arguments: list[str]) -> int:
         scripts = [[sys.executable, str(ROOT / "bench" / f"{name.replace('-', '_')}.py"), *more] for name in given.scenarios]
         return max(subprocess.run(script, check=False).returncode for script in scripts)
     try:
-        scenarios, how, who = chosen(given.scenarios), plan(given), contenders(given.peers)
+        scenarios = chosen(given.scenarios)
+        how, who = plan(given, scenarios), contenders(given.peers)
     except (ValueError, BadHeader) as wrong:
         print(f"error: {wrong}", file=sys.stderr)
         return 2

@@ -5,8 +5,9 @@ It must not claim.
 
 from __future__ import annotations
 
+import select
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -45,10 +46,17 @@ class Listener(threading.Thread):
                     connection.execute(f"LISTEN {CHANNEL}")
                     self.listening.set()
                     self._wake()  # whatever was enqueued before we listened
-                    while not self._halt.is_set():
-                        if any(notice.payload in self._queues for notice in connection.notifies(timeout=_LOOK, stop_after=1)):
-                            self._wake()
+                    self._hear(connection)
             except (psycopg.Error, DatabaseUnreachable, OSError) as error:
                 self.listening.clear()
                 logger.debug("listener lost its connection", extra={"error": type(error).__name__})
                 self._halt.wait(_RETRY)
+
+    def _hear(self, connection: psycopg.Connection[Any]) -> None:
+        # Waiting is ours: psycopg's own wait wakes ten times a second to see whether somebody pressed Ctrl-C, in every idle worker.
+        socket = select.poll()
+        socket.register(connection.fileno(), select.POLLIN)
+        while not self._halt.is_set():
+            if any(notice.payload in self._queues for notice in connection.notifies(timeout=0)):
+                self._wake()
+            socket.poll(_LOOK * 1000)
