@@ -15,7 +15,11 @@ from psycopg.conninfo import conninfo_to_dict
 from jobrunner.errors import ConfigurationError, DatabaseUnreachable
 
 if TYPE_CHECKING:
-    from psycopg import Connection
+    from collections.abc import Mapping
+    from typing import LiteralString
+
+    from psycopg import Connection, Cursor
+    from sqlalchemy.engine.interfaces import ExecutionContext
 
     from jobrunner.settings import Dsn
 
@@ -93,6 +97,17 @@ def allow_preparing(connection: Connection[Any], _record: object = None) -> None
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     if row is not None and row[0] == connection.info.backend_pid:
         connection.prepare_threshold = _ONLY_WHEN_ASKED
+
+
+def prepare_if_asked(cursor: Cursor[Any], statement: LiteralString, parameters: Mapping[str, Any], context: ExecutionContext) -> bool:
+    """For SQLAlchemy's `do_execute`: prepare a statement that has the execution option `prepare`, where `allow_preparing` lets it be.
+
+    For what reads a row or two of many partitions: it costs more to plan than to run.
+    """
+    if not context.execution_options.get("prepare"):
+        return False
+    cursor.execute(statement, parameters, prepare=True)
+    return True
 
 
 def plan_once(connection: Connection[Any]) -> None:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from psycopg import errors as pg
 
 from jobrunner import arrays, clock, statements
-from jobrunner.connecting import allow_preparing, patience
+from jobrunner.connecting import allow_preparing, patience, prepare_if_asked
 from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
 from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Registered, Remains, Succeeded
 from jobrunner.ready import Ready
@@ -342,6 +342,7 @@ class Database:
             connect_args={**patience(dsn), "prepare_threshold": None, "application_name": "jobrunner"},
         )
         sa.event.listen(self.engine, "connect", allow_preparing)
+        sa.event.listen(self.engine, "do_execute", prepare_if_asked)
         self.ready = Ready(self.engine.raw_connection, pool_size)
 
     @contextmanager

@@ -73,13 +73,22 @@ _FINISHED = (
     _NONE.cast(_INSTANT).label("claimed_at"),
     _NONE.cast(_INSTANT).label("cancel_requested_at"),
 )
+_PREPARED = {"prepare": True}
+_LIVE_JOB = sa.select(*_LIVE).where(live.c.id == sa.bindparam("id")).execution_options(**_PREPARED)
+_FINISHED_JOB = (
+    sa.select(*_FINISHED)
+    .where(finished.c.id == sa.bindparam("id"))
+    .order_by(finished.c.finished_at.desc())
+    .limit(1)
+    .execution_options(**_PREPARED)
+)
 # With the time, only days that may have attempts are planned and looked into: for half a year of them that takes longer than the reading.
 _ATTEMPTS = sa.text(
     "SELECT a.attempt, a.lease, a.outcome, a.started_at, a.finished_at, a.run_ms, a.cpu_ms, a.worker_id, w.name AS worker, "
     "a.error_type, a.message, a.traceback, a.fingerprint, a.exit_cause, a.peak_memory "
     "FROM jobrunner.v_attempts a LEFT JOIN jobrunner.workers w ON w.id = a.worker_id "
     "WHERE a.job_id = :id AND a.finished_at >= :since AND a.finished_at <= :until ORDER BY a.lease DESC, a.finished_at DESC LIMIT :most"
-)
+).execution_options(**_PREPARED)
 # NULL for who may not read the sequence.
 _WAS_GIVEN = sa.text("SELECT last_value >= :id FROM pg_sequences WHERE schemaname = 'jobrunner' AND sequencename = 'jobs_id_seq'")
 _WORKER = sa.text("SELECT name FROM jobrunner.workers WHERE id = :id")
@@ -100,10 +109,7 @@ def get_job(database: Database, job_id: int) -> JobDetail:
         raise JobNotFound(job_id)
     with reading(database) as reader:
         connection = reader.connection
-        row = connection.execute(sa.select(*_LIVE).where(live.c.id == job_id)).one_or_none()
-        if row is None:
-            query = sa.select(*_FINISHED).where(finished.c.id == job_id).order_by(finished.c.finished_at.desc()).limit(1)
-            row = connection.execute(query).one_or_none()
+        row = connection.execute(_LIVE_JOB, {"id": job_id}).one_or_none() or connection.execute(_FINISHED_JOB, {"id": job_id}).one_or_none()
         if row is None:
             raise JobNotFound(job_id, was_given=bool(connection.scalar(_WAS_GIVEN, {"id": job_id})))
         life = {"since": _moved(row.created_at, -_CLOCKS), "until": _moved(row.finished_at or reader.at, _CLOCKS)}

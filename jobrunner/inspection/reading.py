@@ -81,8 +81,9 @@ def _begun(database: Database, timeout: timedelta) -> Iterator[Reader]:
             connection = engine.connect()
             row = connection.execute(_BEGIN, limits).one()
         yield Reader(connection, row.at)
+        connection.commit()  # of nothing: after a rollback psycopg forgets what it has prepared
     finally:
-        connection.close()  # rolls back: there is nothing to commit
+        connection.close()
 
 
 def translated(error: Exception, database: Database, timeout: timedelta = READ_TIMEOUT) -> Exception:

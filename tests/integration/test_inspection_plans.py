@@ -13,17 +13,21 @@ from sqlalchemy.dialects import postgresql
 from jobrunner.filters import LIVE_WORDS, parse
 from jobrunner.inspection.cursors import Cursor, Key
 from jobrunner.inspection.detail import _ATTEMPTS as ATTEMPTS
+from jobrunner.inspection.detail import get_job
 from jobrunner.inspection.glances import list_statement
 from jobrunner.inspection.lists import COUNT_CAP, _capped_count, _finished_branches, _finished_part, page_statements
 from jobrunner.inspection.overview import _FAILED as FAILED
 from jobrunner.inspection.overview import RECENT
 from jobrunner.inspection.recent import ERROR_SAMPLE, FINISHED_SAMPLE, LATELY, error_groups_statement
+from jobrunner.settings import parse_dsn
+from jobrunner.store import Database
 from tests.support.explain import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LIMIT = 51
+PLANS_TRIED = 5  # by PostgreSQL, each for its own parameters, before it looks whether one for all would do
 SMALL = 1_000  # rows of a table that may be read as a whole
 RARE = 100  # jobs in the queue of that name
 MAX_BUFFERS = 4_000  # of 8 kB, hit or read: a fifth of a per cent of what OFFSET would touch in the middle
@@ -42,9 +46,16 @@ SELECT 200000 + g, 'task.' || (g % 40), '{}', 'q' || (g % 5), now() - g * interv
 
 
 @pytest.fixture(scope="module")
-def large(server) -> Iterator[psycopg.Connection]:
+def large_dsn(server) -> Iterator[str]:
+    """A database for that many jobs."""
+    with server.temporary() as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+def large(large_dsn) -> Iterator[psycopg.Connection]:
     """A connection to a database with that many jobs, analysed."""
-    with server.temporary() as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(large_dsn, autocommit=True) as connection:
         connection.execute(HISTORY)
         connection.execute(LIVE)
         connection.execute("VACUUM ANALYZE jobrunner.job_history")
@@ -166,6 +177,17 @@ def test_attempts_are_looked_for_in_the_days_of_their_job(large) -> None:
     plan = explain(large, ATTEMPTS.bindparams(id=1, most=200, since=today[0], until=today[0]))
     assert not [scan for scan in plan.scans("job_attempts_2") if scan["Relation Name"].endswith(today[1])], plan.outline()
     assert len(plan.scans("job_")) <= 4, plan.outline()  # a day and the rows without a day, of attempts and of history
+
+
+def test_a_job_is_looked_for_by_a_plan_that_is_kept(large, large_dsn) -> None:
+    """History is looked into day by day, which takes longer to plan than to do: a process plans it for a few jobs, not for each."""
+    database = Database(parse_dsn(large_dsn, "a test"))
+    for job_id in range(1, 11):
+        assert get_job(database, job_id).job.id == job_id
+    with database.engine.connect() as kept:
+        found = kept.execute(sa.text("SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE '%FROM jobrunner.job_history%'"))
+        assert found.scalars().all() == [10 - PLANS_TRIED]
+    database.close()
 
 
 @pytest.mark.parametrize("text", ["", "state:queued", "queue:q3 state:queued"])
