@@ -30,7 +30,9 @@ def primary():
 
 @pytest.fixture
 def replica(primary):
-    """Its streaming replica, connected."""
+    """Its streaming replica, connected; both without jobs."""
+    for table in ("jobs", "job_history"):
+        rows(primary.dsn(), f"DELETE FROM jobrunner.{table} RETURNING 1")
     with doctoring.standby(primary) as own:
         wait_until(lambda: rows(own.dsn(), "SELECT status FROM pg_stat_wal_receiver"), timeout=30, what="the standby to be connected")
         yield own
@@ -50,8 +52,6 @@ def client(primary, replica, monkeypatch):
     yield made
     app.extensions["jobrunner-web"].reads.close()
     jobs.close()
-    for table in ("jobs", "job_history"):
-        rows(primary.dsn(), f"DELETE FROM jobrunner.{table} RETURNING 1")
 
 
 def page(client, path="/jobs"):
