@@ -70,6 +70,7 @@ class Claimer:
         began = clock.monotonic()
         taken: list[ClaimedJob] = []
         self.idle = False
+        room.total = min(room.total, MAX_BATCH)  # what is taken then is full: it says nothing of where the queue ends
         if self._floors and began < self._scan_at:
             full = self._claim_known(store, worker_id, room, taken)
             if full:

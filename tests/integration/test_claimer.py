@@ -7,6 +7,7 @@ import pytest
 
 from jobrunner import clock
 from jobrunner.store import Store
+from jobrunner.worker import claimer as claims
 from jobrunner.worker.claimer import Claimer, Room
 from tests.support.rows import Scene
 from tests.support.workers import insert
@@ -59,3 +60,15 @@ def test_an_empty_bounded_queue_is_left_alone(dsn, store, worker):
     assert len(claimer.claim(store, worker, Room(6, {"mail": 2}))) == 1
     assert not claimer.wants(Room(6, {"mail": 2}), clock.monotonic())
     assert claimer.wants(Room(6, {"mail": 2}), clock.monotonic() + POLL)
+
+
+def test_more_room_than_a_claim_may_take_is_no_reason_to_look_anew(dsn, store, worker, monkeypatch):
+    """Workers with many slots claim batch behind batch by their floor; a look from the start walks over all dead entries."""
+    monkeypatch.setattr(claims, "MAX_BATCH", 4)
+    monkeypatch.setattr(claims, "RESCAN", POLL)
+    insert(dsn, TASK, 14)
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    assert [len(claimer.claim(store, worker, Room(6))) for _ in range(3)] == [4, 4, 4]
+    assert store.looks == 1
+    assert claimer.wants(Room(6), clock.monotonic())
+    assert len(claimer.claim(store, worker, Room(6))) == 2
