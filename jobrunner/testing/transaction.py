@@ -149,6 +149,10 @@ class _Connection:
         self._begun = True
         return self._savepoint
 
+    def commit(self) -> None:
+        """The end of a read, never of the test's transaction: what the read had set for its own transaction must not hold for the rest."""
+        self.close()
+
     def close(self) -> None:
         if self._savepoint.is_active:
             self._savepoint.rollback()

@@ -71,6 +71,6 @@ def test_it_listens_again_after_its_connection_was_ended(connection, listener, w
 def test_it_rests_while_nobody_enqueues(listener):
     """It looks at the stop flag once a second, and does nothing else."""
     before, began = sleeps(listener), time.monotonic()
-    time.sleep(REST)
+    listener.join(REST)  # which nothing ends
     looks = (time.monotonic() - began) / module._LOOK + 1
     assert sleeps(listener) - before <= LOOKS * looks

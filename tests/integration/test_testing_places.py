@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from jobrunner import ConfigurationError, DatabaseUnreachable, JobRunner, JobrunnerError, SchemaMissing, SchemaOutdated, SchemaTooNew
 from jobrunner.errors import NotDrained
-from jobrunner.inspection import list_jobs, list_queues
+from jobrunner.inspection import get_job, list_jobs, list_queues
 from jobrunner.settings import parse_dsn
 from jobrunner.testing import Jobs, rolled_back
 from jobrunner.testing.draining import _Next
@@ -218,7 +218,10 @@ def test_inspection_sees_the_tests_jobs(made, dsn):
             job = made.send.enqueue(1)
             assert [row.id for row in list_jobs(made.jobs.database).items] == [job.id]
             assert [row.queue for row in list_queues(made.jobs.database)] == ["mail"]
+            assert get_job(made.jobs.database, job.id).job.state == "queued"
             assert helper.drain().counts == {"succeeded": 1}
+        with psycopg.connect(dsn) as other:
+            assert other.execute("SELECT count(*) FROM jobrunner.v_jobs").fetchone() == (0,), "reading has committed the test's transaction"
 
 
 def test_a_job_that_another_session_holds_is_left(made, dsn, connection):
