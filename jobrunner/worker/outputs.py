@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 from jobrunner import clock
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 _CHUNK = 65_536  # bytes read at once
 _CHUNKS = 16  # reads before the worker looks after its other children; together as much as the kernel lets a pipe hold
+MAX_WAITING = 4 << 20  # bytes that may wait for a slow terminal; what comes then is not passed on
 _LAST_WORDS = 1.0  # seconds that a slow terminal is given at the end
 _NAMES = {1: STDOUT, 2: STDERR}
 _WARNING = LEVELS[STDERR]
-_WAITING = 64  # chunks that may wait for a slow terminal; what comes then is not passed on
 
 
 class Logbook:
@@ -132,28 +132,71 @@ class Outputs:
 
 
 class Tee(threading.Thread):
-    """Writes to the worker's own stdout and stderr; what a slow reader does not take in time is dropped."""
+    """Writes to the worker's own stdout and stderr.
+
+    What a slow reader does not take in time is left out, and where it is missing a line says how much it was. The bound is of bytes,
+    not of pieces: a job that prints line by line fills as much room as one that prints all at once.
+    """
 
     def __init__(self) -> None:
         super().__init__(name="jobrunner-output", daemon=True)
-        self._waiting: queue.Queue[tuple[int, bytes] | None] = queue.Queue(_WAITING)
+        self._pieces: deque[tuple[int, bytes]] = deque()
+        self._waiting = 0  # bytes in pieces and in the write that is under way
+        self._left_out = {1: 0, 2: 0}  # bytes for which there was no room, of each stream
+        self._full = self._closed = False
+        self._changed = threading.Condition()
         self.start()
 
     def write(self, number: int, data: bytes) -> None:
         """Leave it for the thread."""
-        with contextlib.suppress(queue.Full):
-            self._waiting.put_nowait((number, data))
+        with self._changed:
+            # what was full takes more when half of it is free, so that there is one large gap and not a hundred small ones
+            self._full = self._waiting > MAX_WAITING // 2 if self._full else self._waiting + len(data) > MAX_WAITING
+            if self._full:
+                self._left_out[number] += len(data)
+                return
+            if self._left_out[number]:
+                self._put(number, self._gap(number))
+            self._put(number, data)
+            self._changed.notify()
 
     def close(self) -> None:
         """Write what waits; give up when that takes long."""
-        with contextlib.suppress(queue.Full):
-            self._waiting.put(None, timeout=_LAST_WORDS)
+        with self._changed:
+            for number, left_out in self._left_out.items():
+                if left_out:
+                    self._put(number, self._gap(number))
+            self._closed = True
+            self._changed.notify()
         self.join(_LAST_WORDS)
 
     def run(self) -> None:
         """Write until it is closed."""
-        while (waiting := self._waiting.get()) is not None:
-            number, data = waiting
+        while (piece := self._next()) is not None:
+            number, data = piece
+            left = data
             with contextlib.suppress(OSError):
-                while data:
-                    data = data[os.write(number, data) :]
+                while left:
+                    left = left[os.write(number, left) :]
+            with self._changed:
+                self._waiting -= len(data)
+
+    def _next(self) -> tuple[int, bytes] | None:
+        """What waits for one stream before the other says something, so that many small pieces cost one write; a chunk or little more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pieces or self._closed)
+            if not self._pieces:
+                return None
+            number = self._pieces[0][0]
+            data = bytearray()
+            while self._pieces and self._pieces[0][0] == number and len(data) < _CHUNK:
+                data += self._pieces.popleft()[1]
+            return number, bytes(data)
+
+    def _put(self, number: int, data: bytes) -> None:
+        self._pieces.append((number, data))
+        self._waiting += len(data)
+
+    def _gap(self, number: int) -> bytes:
+        count, self._left_out[number] = self._left_out[number], 0
+        return f"\n[jobrunner: {count:,} bytes of what jobs printed are left out here, they were not read in time]\n".encode()
