@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -70,6 +71,33 @@ def find_database(*, of_app: bool = False, warns: bool = True) -> Dsn:
     if found is None and (others := routing()).databases:  # nothing is started beside a configured database
         raise no_default(others)
     return found or start_embedded()
+
+
+def found_database(*, of_app: bool = False) -> Dsn:
+    """The same for a command that only looks around: the embedded PostgreSQL counts when it runs already, and nothing is started.
+
+    Raises:
+        ConfigurationError: no database is configured, and no embedded PostgreSQL runs for this directory.
+        EmbeddedError: what is in the place of the embedded PostgreSQL is none.
+        AppImportError: as `find_database`.
+    """
+    from jobrunner.embedded import project_status
+    from jobrunner.errors import ConfigurationError
+    from jobrunner.routing import no_default
+    from jobrunner.settings import Dsn
+
+    found = configured_database(of_app=of_app)
+    if found is not None:
+        return found
+    if (others := routing()).databases:
+        raise no_default(others)
+    status = project_status()
+    if not status.running:
+        raise ConfigurationError(
+            f"no database is configured, and {EMBEDDED} of {Path.cwd()} does not run",
+            hint="set JOBRUNNER_DSN, or run:   jobrunner db start",
+        )
+    return Dsn(status.dsn, EMBEDDED)
 
 
 def configured_database(*, of_app: bool = False, warns: bool = True) -> Dsn | None:

@@ -122,6 +122,20 @@ def test_the_life_of_the_embedded_postgresql(embedded):
     assert embedded("db", "destroy", "--yes").err.endswith("there was none\n")
 
 
+def test_a_look_starts_nothing(embedded):
+    """`doctor` says that there is no database and how to get one; it looks at the embedded PostgreSQL only when that runs already."""
+    said = embedded("doctor", "--setup", "--json", ok=None)
+    [finding] = [check for check in said.json["checks"] if check["code"] == "database"]
+    assert (said.code, said.json["target"], finding["state"]) == (1, None, "bad")
+    assert "jobrunner db start" in finding["fix"]
+    status = embedded("db", "status", "--json").json
+    assert (status["running"], status["size_bytes"]) == (False, 0)
+    embedded("db", "start")
+    checks = {check["code"]: check for check in embedded("doctor", "--setup", "--json", ok=None).json["checks"]}
+    assert checks["database"]["state"] == "ok"
+    assert "the embedded PostgreSQL" in checks["database"]["text"]
+
+
 def test_destroy_asks_on_a_terminal(embedded):
     """A person is asked; no is 7 and removes nothing, yes removes."""
     embedded("db", "start")

@@ -100,14 +100,6 @@ def test_the_line_works_as_it_is_printed(program):
     assert states(program.dsn) == {"succeeded": 2}
 
 
-@pytest.fixture
-def fallback(program):
-    """Without an address a command, and so the trial of a crontab line, starts the embedded PostgreSQL of its directory: end it."""
-    yield
-    Program(program.home, None)("db", "destroy", "--yes")
-
-
-@pytest.mark.usefixtures("fallback")
 def test_a_password_stays_out_of_the_line(program):
     """With a password in the address the line reads a file instead; where there is none yet the finding says how to make it, and nowhere is
     the password printed."""
