@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RESCAN = 0.25  # seconds between scans from the start while claims keep coming back full
 SCAN_SHARE = 10  # a scan that took t seconds is not repeated within t times this: under a pinned snapshot it walks every dead entry
+WALKS = 2  # the look at what is due walks over the dead entries, and the claim that has no floor once more
 MAX_BATCH = 1000  # jobs a claim may take: more makes rows wait in memory and commits long
 
 
@@ -81,17 +82,19 @@ class Claimer:
         if clock.monotonic() < allowed_at:
             self.next_at = allowed_at
             return taken
+        looked = clock.monotonic()
         due_in = self._scan(store)
+        walk = clock.monotonic() - looked
         full = self._claim_known(store, worker_id, room, taken) if self._floors else False
         self._scanned_at = clock.monotonic()
-        self._scan_costs.append(self._scanned_at - began)
+        self._scan_costs.append(WALKS * walk)
         self._scan_at = self._scanned_at + max(RESCAN, self._scan_pause())
         self.idle = not taken and not full
         self.next_at = 0.0 if full else clock.monotonic() + (min(self.poll, due_in) if not taken else min(self.poll, due_in, RESCAN))
         return taken
 
     def _scan_pause(self) -> float:
-        """How long a scan must wait after the last: nothing while scans are cheap.
+        """How long a scan must wait after the last: nothing while scans are cheap. What they claim is no cost of theirs.
 
         The least of the last three counts, since a busy machine makes single ones slow.
         """

@@ -72,3 +72,26 @@ def test_more_room_than_a_claim_may_take_is_no_reason_to_look_anew(dsn, store, w
     assert store.looks == 1
     assert claimer.wants(Room(6), clock.monotonic())
     assert len(claimer.claim(store, worker, Room(6))) == 2
+
+
+@pytest.mark.parametrize(("slow", "looks"), [("claim", 5), ("find_due", 3)])
+def test_only_the_walk_puts_the_next_look_off(dsn, store, worker, monkeypatch, slow, looks):
+    """A large claim takes its time with nothing dead to walk over; a look that had to walk is not repeated for ten times as long."""
+    now = 100.0
+
+    def slowly(method):
+        def run(*args):
+            nonlocal now
+            now += 0.2
+            return method(*args)
+
+        return run
+
+    monkeypatch.setattr("jobrunner.clock.monotonic", lambda: now)
+    monkeypatch.setattr(store, slow, slowly(getattr(store, slow)))
+    insert(dsn, TASK, 20)
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    for _ in range(5):
+        assert len(claimer.claim(store, worker, Room(2))) == 2
+        now += claims.RESCAN
+    assert store.looks == looks
