@@ -17,6 +17,7 @@ from bench import accounts, machine
 from bench.contenders import Broken, Contender
 from bench.environments import Absent, Peer
 from bench.figures import Document, median
+from bench.pace import pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -170,17 +171,20 @@ def _measure(scenario: Scenario, cast: Cast, sizes: Sizes, plan: Plan) -> tuple[
     for number in range(plan.rounds):
         # every second round backwards: who is always after the same neighbour would always get what that left behind
         for name in list(measures) if number % 2 == 0 else list(measures)[::-1]:
-            if not _guarded(results[name], f"{scenario.name}: {name}", lambda name=name: _keep(results[name], measures[name]())):  # type: ignore[misc]
+            if not _guarded(results[name], f"{scenario.name}: {name}", lambda name=name: _keep(results[name], measures[name])):  # type: ignore[misc]
                 del measures[name]
                 continue
             figures = results[name]["figures"]
             shown = ", ".join(f"{figure} {rounds[-1]:,.4g}" for figure, rounds in figures.items())
-            print(f"{scenario.name}, round {number + 1}: {name}: {shown}", file=sys.stderr, flush=True)
+            pace_then = results[name]["pace"][-1]
+            print(f"{scenario.name}, round {number + 1}: {name}: {shown}; pace {pace_then:.0f}", file=sys.stderr, flush=True)
     return results, {contender.peer.name: contender.versions for contender in cast.started.values()}
 
 
-def _keep(result: dict[str, Any], measured: Measured) -> None:
-    figures, result["described"] = measured
+def _keep(result: dict[str, Any], measure: Callable[[], Measured]) -> None:
+    before = pace()
+    figures, result["described"] = measure()
+    result.setdefault("pace", []).append((before + pace()) / 2)
     for figure, value in figures.items():
         result["figures"].setdefault(figure, []).append(value)
 

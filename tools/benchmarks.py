@@ -92,6 +92,8 @@ a better setting.
 
 - **Interleaved.** All contenders of a table run in turn, round after round, every second round backwards. Figures are medians of the
   rounds, with the smallest and the largest in parentheses; ratios are between medians of one run, never across runs or machines.
+- **Watched.** Virtual cores share theirs with strangers, whom no figure of load shows. So a fixed piece of work (zlib on all cores) is timed
+  before and after each measurement; below each table is how far that went apart. Two figures that differ by less are alike.
 - **Alike.** The tasks are the same for everybody and count themselves, in a page of shared memory. The clock of a drain starts with the
   first job, not with the process, and stops when the queue says that nothing is left: the last commit counts.
 - **Whole.** CPU is that of all processes of the worker, ended ones included, and of the server. Memory is proportional set size.
@@ -222,9 +224,18 @@ def scenario_part(scenario: Scenario, document: Document | None) -> str:
     parts += [f"{line}\n" for line in left_out(document)]
     parts.append(
         f"{document['suite'].capitalize()} suite, rounds: {document['rounds']}, {sizes}; {document['measured_at']}, revision "
-        f"{document['machine']['revision'] or 'unknown'}; others used {document['others_share']:.1%} of the machine.\n"
+        f"{document['machine']['revision'] or 'unknown'}; others used {document['others_share']:.1%} of the machine{own_pace(document)}.\n"
     )
     return "\n".join(parts)
+
+
+def own_pace(document: Document) -> str:
+    """How far the machine itself was from steady meanwhile, in words; empty where nobody looked."""
+    paces = [one for entry in document["entries"].values() for one in entry.get("pace", [])]
+    if not paces:
+        return ""
+    slowest, fastest = spread(paces)
+    return f"; its own pace, on a fixed piece of work beside each measurement, was {slowest:.0f} to {fastest:.0f} MB/s"
 
 
 def ahead(scenario: Scenario, document: Document, name: str) -> str:
