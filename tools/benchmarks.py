@@ -92,8 +92,8 @@ a better setting.
 
 - **Interleaved.** All contenders of a table run in turn, round after round, every second round backwards. Figures are medians of the
   rounds, with the smallest and the largest in parentheses; ratios are between medians of one run, never across runs or machines.
-- **Watched.** Virtual cores share theirs with strangers, whom no figure of load shows. So a fixed piece of work (zlib on all cores) is timed
-  before and after each measurement; below each table is how far that went apart. Two figures that differ by less are alike.
+- **Watched.** Virtual cores share theirs with strangers, whom no figure of load shows. So a fixed piece of work (zlib on all cores) is
+  timed before and after each measurement; below each table is how far that went apart. Two figures that differ by less are alike.
 - **Alike.** The tasks are the same for everybody and count themselves, in a page of shared memory. The clock of a drain starts with the
   first job, not with the process, and stops when the queue says that nothing is left: the last commit counts.
 - **Whole.** CPU is that of all processes of the worker, ended ones included, and of the server. Memory is proportional set size.
