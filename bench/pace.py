@@ -1,4 +1,4 @@
-"""Owns how fast the machine itself is at a moment: virtual cores share theirs with strangers, and nothing here shows it as load.
+"""Owns how fast the machine itself is at a moment: virtual cores share caches and more with strangers, and nothing here shows it as load.
 
 It must not change a figure. What it says stands beside each of them, so that a reader can tell a slow contender from a slow minute.
 """
@@ -6,24 +6,30 @@ It must not change a figure. What it says stands beside each of them, so that a 
 from __future__ import annotations
 
 import os
-import time
-import zlib
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 
-_TEXT = b"".join(b"%d claims, %d endings, %d rows of history\n" % (n, n * n % 997, n**3 % 7919) for n in range(20_000))
-_LOOKS = 3  # the fastest counts: whatever else runs for a moment makes one look slow, and strangers make all of them slow
+# Objects all over the memory, as in every program here: it is the caches that neighbours take away, and arithmetic alone would not notice.
+_WORK = """
+import time
+found = {n: str(n * 7919 % 1000003) for n in range(100000)}
+def look():
+    began = time.perf_counter()
+    total = 0
+    for n in range(0, 15000000, 75):
+        total += len(found[n * 48271 % 99991])
+    return time.perf_counter() - began
+print(200000 / min(look() for _ in range(3)))
+"""
+_MILLION = 1_000_000
 
 
 def pace() -> float:
-    """Megabytes a second that all cores together compress of one fixed text, with the interpreter out of the way; takes about 0.2 s."""
-    cores = os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as threads:
-        best = min(_look(threads, cores) for _ in range(_LOOKS))
-    return cores * len(_TEXT) / best / 1e6
+    """Million objects a second that one process finds in a large dictionary while as many do so as there are cores.
 
-
-def _look(threads: ThreadPoolExecutor, cores: int) -> float:
-    began = time.perf_counter()
-    for done in [threads.submit(zlib.compress, _TEXT) for _ in range(cores)]:
-        done.result()
-    return time.perf_counter() - began
+    Takes about half a second.
+    """
+    command = [sys.executable, "-S", "-E", "-c", _WORK]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(os.cpu_count() or 1)]
+    said = [float(process.communicate()[0]) for process in running]
+    return sum(said) / len(said) / _MILLION

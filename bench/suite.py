@@ -177,7 +177,7 @@ def _measure(scenario: Scenario, cast: Cast, sizes: Sizes, plan: Plan) -> tuple[
             figures = results[name]["figures"]
             shown = ", ".join(f"{figure} {rounds[-1]:,.4g}" for figure, rounds in figures.items())
             pace_then = results[name]["pace"][-1]
-            print(f"{scenario.name}, round {number + 1}: {name}: {shown}; pace {pace_then:.0f}", file=sys.stderr, flush=True)
+            print(f"{scenario.name}, round {number + 1}: {name}: {shown}; pace {pace_then:.2f}", file=sys.stderr, flush=True)
     return results, {contender.peer.name: contender.versions for contender in cast.started.values()}
 
 
