@@ -83,7 +83,7 @@ SCENARIOS = (
         "were claimed more than once. The bare one is as many clients of the claim and finish loop.",
         "jobs_per_second",
         {"jobs": 10_000, "one": 1, "more": 8},
-        {"jobs": 50_000, "one": 1, "few": 2, "some": 4, "more": 8, "many": 64},
+        {"jobs": 200_000, "one": 1, "few": 2, "some": 4, "more": 8, "many": 64},
         _entries,
         short_peers=(),
     ),
