@@ -129,9 +129,12 @@ def test_urgent_first(dsn, ledger, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_words_that_steer_a_job(dsn, ledger, mode):
-    """Retry, Snooze, Cancel, Fail, an exception and a result mean the same in every mode."""
+    """Retry, Snooze, Cancel, Fail, an exception and a result mean the same in every mode.
+
+    Without pauses: who drains leaves when nothing is due, and does not wait for what will be in a moment.
+    """
     for how in ("retry", "snooze", "cancel", "fail", "error", "fine"):
-        insert(dsn, TASKS[mode].format("control"), 1, f"jsonb_build_object('how', '{how}')", max_attempts=2, backoff_base="10 milliseconds")
+        insert(dsn, TASKS[mode].format("control"), 1, f"jsonb_build_object('how', '{how}')", max_attempts=2, backoff_base="0")
     run_all(dsn, ledger, *MODES[mode].slots(2))
     found = {how: rest for how, *rest in rows(dsn, "SELECT args->>'how', state, attempt, result, error_type FROM jobrunner.v_jobs")}
     assert found == {

@@ -121,7 +121,7 @@ def steer(how: str) -> str:
         case "retry" if attempt == 1:
             raise Retry(delay=0)
         case "snooze" if current_job().lease == 1:
-            raise Snooze(0.01)
+            raise Snooze(0)
         case "cancel":
             raise Cancel("not wanted")
         case "fail":
