@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jobrunner import errors
 from jobrunner.cli import failures
 from jobrunner.cli.output import duration, iso
-from jobrunner.cli.target import ask_app, found_database
+from jobrunner.cli.target import ask_app, find_database
 from jobrunner.doctor import Finding
 from jobrunner.texts import redacted
 
@@ -50,7 +50,7 @@ def general() -> Sight:
     """Whether the database answers, its schema fits and the app can be imported."""
     app, about_app = _app()
     try:
-        dsn = found_database(of_app=True)
+        dsn = find_database(of_app=True, starts=False)
     except errors.JobrunnerError as error:
         return Sight([_bad("database", error), about_app], None, None, app)
     from jobrunner.connecting import connect

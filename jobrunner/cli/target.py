@@ -50,7 +50,7 @@ class AppFacts(NamedTuple):
     routes: dict[str, str]
 
 
-def find_database(*, of_app: bool = False, warns: bool = True) -> Dsn:
+def find_database(*, of_app: bool = False, warns: bool = True, starts: bool = True) -> Dsn:
     """The database of a command that needs no task itself.
 
     With `--database` the one of that name. Else `--dsn`, then `JOBRUNNER_DSN`; the config of the app that was named by `--app` or
@@ -60,9 +60,10 @@ def find_database(*, of_app: bool = False, warns: bool = True) -> Dsn:
     Args:
         of_app: the app's config goes before `DATABASE_URL` also when the app is found by itself; for commands that run its tasks.
         warns: say that the app's config goes before a `DATABASE_URL` that names another database.
+        starts: False for a command that only looks around: the embedded PostgreSQL counts only when it runs already.
 
     Raises:
-        ConfigurationError, EmbeddedError: no address, no database of that name, no PostgreSQL to start.
+        ConfigurationError, EmbeddedError: no address, no database of that name, no PostgreSQL to start, or none that runs.
         AppImportError: the app had to be asked, and could not be imported.
     """
     from jobrunner.routing import no_default
@@ -70,34 +71,7 @@ def find_database(*, of_app: bool = False, warns: bool = True) -> Dsn:
     found = configured_database(of_app=of_app, warns=warns)
     if found is None and (others := routing()).databases:  # nothing is started beside a configured database
         raise no_default(others)
-    return found or start_embedded()
-
-
-def found_database(*, of_app: bool = False) -> Dsn:
-    """The same for a command that only looks around: the embedded PostgreSQL counts when it runs already, and nothing is started.
-
-    Raises:
-        ConfigurationError: no database is configured, and no embedded PostgreSQL runs for this directory.
-        EmbeddedError: what is in the place of the embedded PostgreSQL is none.
-        AppImportError: as `find_database`.
-    """
-    from jobrunner.embedded import project_status
-    from jobrunner.errors import ConfigurationError
-    from jobrunner.routing import no_default
-    from jobrunner.settings import Dsn
-
-    found = configured_database(of_app=of_app)
-    if found is not None:
-        return found
-    if (others := routing()).databases:
-        raise no_default(others)
-    status = project_status()
-    if not status.running:
-        raise ConfigurationError(
-            f"no database is configured, and {EMBEDDED} of {Path.cwd()} does not run",
-            hint="set JOBRUNNER_DSN, or run:   jobrunner db start",
-        )
-    return Dsn(status.dsn, EMBEDDED)
+    return found or (start_embedded() if starts else _running_embedded())
 
 
 def configured_database(*, of_app: bool = False, warns: bool = True) -> Dsn | None:
@@ -144,6 +118,20 @@ def start_embedded() -> Dsn:
 
     status = start_project()
     say(f"no database is configured: using {EMBEDDED}, {status.dsn}")
+    return Dsn(status.dsn, EMBEDDED)
+
+
+def _running_embedded() -> Dsn:
+    from jobrunner.embedded import project_status
+    from jobrunner.errors import ConfigurationError
+    from jobrunner.settings import Dsn
+
+    status = project_status()
+    if not status.running:
+        raise ConfigurationError(
+            f"no database is configured, and {EMBEDDED} of {Path.cwd()} does not run",
+            hint="set JOBRUNNER_DSN, or run:   jobrunner db start",
+        )
     return Dsn(status.dsn, EMBEDDED)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RESCAN = 0.25  # seconds between scans from the start while claims keep coming back full
 SCAN_SHARE = 10  # a scan that took t seconds is not repeated within t times this: under a pinned snapshot it walks every dead entry
-WALKS = 2  # the look at what is due walks over the dead entries, and the claim that has no floor once more
+WALKS = 2  # over the dead entries: of the look at what is due, and of the claim that follows without a floor if there is something
 MAX_BATCH = 1000  # jobs a claim may take: more makes rows wait in memory and commits long
 
 
@@ -84,10 +84,10 @@ class Claimer:
             return taken
         looked = clock.monotonic()
         due_in = self._scan(store)
-        walk = clock.monotonic() - looked
+        cost = (clock.monotonic() - looked) * (WALKS if self._floors else 1)
         full = self._claim_known(store, worker_id, room, taken) if self._floors else False
         self._scanned_at = clock.monotonic()
-        self._scan_costs.append(WALKS * walk)
+        self._scan_costs.append(cost)
         self._scan_at = self._scanned_at + max(RESCAN, self._scan_pause())
         self.idle = not taken and not full
         self.next_at = 0.0 if full else clock.monotonic() + (min(self.poll, due_in) if not taken else min(self.poll, due_in, RESCAN))
