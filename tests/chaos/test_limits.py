@@ -42,8 +42,8 @@ class Notes:
 
     def events(self):
         """(event, cell, pid) of every line."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return [(event, cell, int(pid)) for event, cell, pid, *_ in map(str.split, lines)]
+        whole = self.path.read_text().rpartition("\n")[0] if self.path.exists() else ""  # the last line may not be all there yet
+        return [(event, cell, int(pid)) for event, cell, pid, *_ in map(str.split, whole.splitlines())]
 
     def pid(self, event, cell):
         """The process that noted an event; 0 before."""

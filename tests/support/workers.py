@@ -31,7 +31,8 @@ class Ledger:
         """Every event: what, number, pid, lease."""
         if not self.path.exists():
             return []
-        return [(event, number, int(pid), int(lease)) for event, number, pid, lease in map(str.split, self.path.read_text().splitlines())]
+        whole, _, _ = self.path.read_text().rpartition("\n")  # a line across two pages is written in two steps: the last may not be there yet
+        return [(event, number, int(pid), int(lease)) for event, number, pid, lease in map(str.split, whole.splitlines())]
 
     def count(self, event: str) -> Counter[str]:
         """How often each number had `event`."""
