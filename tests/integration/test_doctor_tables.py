@@ -20,6 +20,14 @@ SMALL = Limits(index_wasted=200_000)
 BACKLOG = 20_000
 
 
+@pytest.fixture
+def alone():
+    """A database on a server without neighbours: while one of them writes, in whatever database, VACUUM leaves what died meanwhile."""
+    with doctoring.cluster() as own:
+        run(own.dsn(), "VACUUM")  # of what the migrations left
+        yield own.dsn()
+
+
 def run(dsn, *statements):
     """Each in a transaction of its own."""
     with psycopg.connect(dsn, autocommit=True) as connection:
@@ -36,21 +44,21 @@ def soon(dsn, code, limits=None, **wanted):
     return wait_until(there, timeout=20, what=f"{code} {wanted}")[0]
 
 
-def test_dead_rows_that_a_snapshot_keeps(fresh_dsn):
+def test_dead_rows_that_a_snapshot_keeps(alone):
     """They are counted beside the live ones; VACUUM as printed removes them, but not before the snapshot has ended."""
-    insert(fresh_dsn, "t", 500)
-    with psycopg.connect(fresh_dsn) as pin:
+    insert(alone, "t", 500)
+    with psycopg.connect(alone) as pin:
         pin.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         pin.execute("SELECT 1")
-        run(fresh_dsn, "DELETE FROM jobrunner.jobs")
-        finding = soon(fresh_dsn, "dead_rows", FEW, state="note")
+        run(alone, "DELETE FROM jobrunner.jobs")
+        finding = soon(alone, "dead_rows", FEW, state="note")
         assert finding.fix == "VACUUM (ANALYZE) jobrunner.jobs;"
         assert finding.data["dead_rows"] == 500
-        assert soon(fresh_dsn, "dead_rows", Limits(dead_note=1, dead_bad=500)).state == "bad"
-        mend(fresh_dsn, finding)
-        assert soon(fresh_dsn, "dead_rows", FEW).data["dead_rows"] == 500
-    mend(fresh_dsn, finding)
-    assert soon(fresh_dsn, "dead_rows", FEW, state="ok").data["dead_rows"] == 0
+        assert soon(alone, "dead_rows", Limits(dead_note=1, dead_bad=500)).state == "bad"
+        mend(alone, finding)
+        assert soon(alone, "dead_rows", FEW).data["dead_rows"] == 500
+    mend(alone, finding)
+    assert soon(alone, "dead_rows", FEW, state="ok").data["dead_rows"] == 0
 
 
 def bloated(dsn):
@@ -64,20 +72,20 @@ def bloated(dsn):
 
 
 @pytest.mark.parametrize("extension", [False, True], ids=["estimated", "pgstattuple"])
-def test_an_index_that_is_too_large(fresh_dsn, extension):
+def test_an_index_that_is_too_large(alone, extension):
     """Estimated from the statistics, or measured where pgstattuple is installed; rebuilt as printed it is as small as it should be."""
     if extension:
-        run(fresh_dsn, "CREATE SCHEMA extras", "CREATE EXTENSION pgstattuple SCHEMA extras")
-    bloated(fresh_dsn)
-    (finding,) = [each for each in examined(fresh_dsn, SMALL).all("index_bloat") if each.data["index"] == "jobs_claim"]
+        run(alone, "CREATE SCHEMA extras", "CREATE EXTENSION pgstattuple SCHEMA extras")
+    bloated(alone)
+    (finding,) = [each for each in examined(alone, SMALL).all("index_bloat") if each.data["index"] == "jobs_claim"]
     assert finding.state == "note"
     assert finding.fix == "REINDEX INDEX CONCURRENTLY jobrunner.jobs_claim;"
     assert finding.data["how"] == ("measured by pgstattuple" if extension else "estimated")
-    mend(fresh_dsn, finding)
-    after = rows(fresh_dsn, "SELECT pg_relation_size('jobrunner.jobs_claim')")[0][0]
+    mend(alone, finding)
+    after = rows(alone, "SELECT pg_relation_size('jobrunner.jobs_claim')")[0][0]
     assert finding.data["needed_bytes"] / 3 < after < finding.data["needed_bytes"] * 3
-    assert [each for each in examined(fresh_dsn, SMALL).all("index_bloat") if each.data.get("index") == "jobs_claim"] == []
-    assert examined(fresh_dsn).one("index_bloat").state == "ok"
+    assert [each for each in examined(alone, SMALL).all("index_bloat") if each.data.get("index") == "jobs_claim"] == []
+    assert examined(alone).one("index_bloat").state == "ok"
 
 
 def test_an_index_that_is_full_is_left_alone(fresh_dsn):
