@@ -85,13 +85,14 @@ def watch(contender: Contender, workers: Workers, count: int, left: Callable[[],
             raise Broken(
                 f"{contender.peer.title}: {seen} of {count} jobs ran, then none for {STUCK:.0f} s\n{workers.log.read_text()[-1000:]}"
             )
+        workers.check()  # the CPU time of one that has ended would be missing
         if looks % ENOUGH_LOOKS == 0:
-            workers.check()
             connections = max(connections, contender.ledger.connections())
         looks += 1
         # a contender that forks for each job leaves a file for each: reading them all must not compete with it
         time.sleep(max(LOOK, LOOK_SHARE * (time.monotonic() - now)))
     ended = time.monotonic()
+    workers.check()
     after = accounts.cpu_seconds(workers.pids), accounts.cpu_seconds(server), contender.ledger.wal_bytes()
     mine, servers_, wal = (end - begin for begin, end in zip(before, after, strict=True))
     connections = max(connections, contender.ledger.connections())

@@ -18,6 +18,7 @@ from jobrunner.inspection.values import AttemptRow, JobDetail
 from jobrunner.inspection.waiting import waiting_reason
 from jobrunner.schema import job_history as finished
 from jobrunner.schema import jobs as live
+from jobrunner.schema import workers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,11 +56,16 @@ def _detail_columns(table: sa.Table) -> list[sa.ColumnElement[Any]]:
     ]
 
 
+def _worker(table: sa.Table) -> sa.ColumnElement[Any]:
+    return sa.select(workers.c.name).where(workers.c.id == table.c.worker_id).scalar_subquery().label("worker")
+
+
 _NONE = sa.null()
 _INSTANT = sa.DateTime(timezone=True)
 _LIVE = (
     *LIVE_COLUMNS,
     *_detail_columns(live),
+    _worker(live),
     _NONE.cast(sa.Text).label("result"),
     _NONE.cast(sa.BigInteger).label("cpu_ms"),
     live.c.claimed_at,
@@ -68,6 +74,7 @@ _LIVE = (
 _FINISHED = (
     *FINISHED_COLUMNS,
     *_detail_columns(finished),
+    _worker(finished),
     sa.func.jsonb_pretty(finished.c.result).label("result"),
     finished.c.cpu_ms,
     _NONE.cast(_INSTANT).label("claimed_at"),
@@ -75,13 +82,16 @@ _FINISHED = (
 )
 _PREPARED = {"prepare": True}
 _LIVE_JOB = sa.select(*_LIVE).where(live.c.id == sa.bindparam("id")).execution_options(**_PREPARED)
-_FINISHED_JOB = (
-    sa.select(*_FINISHED)
+# When it finished is looked for in every day, by a plan that is kept. The rest of the row is read from that day alone: a row so wide costs
+# each day that is in a plan as much as looking into it.
+_FINISHED_AT = (
+    sa.select(finished.c.finished_at)
     .where(finished.c.id == sa.bindparam("id"))
     .order_by(finished.c.finished_at.desc())
     .limit(1)
     .execution_options(**_PREPARED)
 )
+_FINISHED_JOB = sa.select(*_FINISHED).where(finished.c.id == sa.bindparam("id"), finished.c.finished_at == sa.bindparam("finished_at"))
 # With the time, only days that may have attempts are planned and looked into: for half a year of them that takes longer than the reading.
 _ATTEMPTS = sa.text(
     "SELECT a.attempt, a.lease, a.outcome, a.started_at, a.finished_at, a.run_ms, a.cpu_ms, a.worker_id, w.name AS worker, "
@@ -91,7 +101,6 @@ _ATTEMPTS = sa.text(
 ).execution_options(**_PREPARED)
 # NULL for who may not read the sequence.
 _WAS_GIVEN = sa.text("SELECT last_value >= :id FROM pg_sequences WHERE schemaname = 'jobrunner' AND sequencename = 'jobs_id_seq'")
-_WORKER = sa.text("SELECT name FROM jobrunner.workers WHERE id = :id")
 
 
 def get_job(database: Database, job_id: int) -> JobDetail:
@@ -109,13 +118,18 @@ def get_job(database: Database, job_id: int) -> JobDetail:
         raise JobNotFound(job_id)
     with reading(database) as reader:
         connection = reader.connection
-        row = connection.execute(_LIVE_JOB, {"id": job_id}).one_or_none() or connection.execute(_FINISHED_JOB, {"id": job_id}).one_or_none()
-        if row is None:
-            raise JobNotFound(job_id, was_given=bool(connection.scalar(_WAS_GIVEN, {"id": job_id})))
-        life = {"since": _moved(row.created_at, -_CLOCKS), "until": _moved(row.finished_at or reader.at, _CLOCKS)}
-        attempts = connection.execute(_ATTEMPTS, {"id": job_id, **life, "most": MAX_ATTEMPTS + 1}).all()
-        worker = None if row.worker_id is None else connection.scalar(_WORKER, {"id": row.worker_id})
-        return _detail(reader, row, attempts, worker)
+        row = connection.execute(_LIVE_JOB, {"id": job_id}).one_or_none() or _finished_job(connection, job_id)
+        if row is not None:
+            life = {"since": _moved(row.created_at, -_CLOCKS), "until": _moved(row.finished_at or reader.at, _CLOCKS)}
+            attempts = connection.execute(_ATTEMPTS, {"id": job_id, **life, "most": MAX_ATTEMPTS + 1}).all()
+            return _detail(reader, row, attempts)
+        was_given = bool(connection.scalar(_WAS_GIVEN, {"id": job_id}))
+    raise JobNotFound(job_id, was_given=was_given)  # not before: what ends in an error forgets what it has prepared
+
+
+def _finished_job(connection: sa.Connection, job_id: int) -> sa.Row[Any] | None:
+    finished_at = connection.scalar(_FINISHED_AT, {"id": job_id})
+    return finished_at and connection.execute(_FINISHED_JOB, {"id": job_id, "finished_at": finished_at}).one()
 
 
 def _moved(instant: datetime, by: timedelta) -> datetime:
@@ -126,7 +140,7 @@ def _moved(instant: datetime, by: timedelta) -> datetime:
         return instant
 
 
-def _detail(reader: Reader, row: sa.Row[Any], attempts: Sequence[sa.Row[Any]], worker: str | None) -> JobDetail:
+def _detail(reader: Reader, row: sa.Row[Any], attempts: Sequence[sa.Row[Any]]) -> JobDetail:
     job = job_row(row)
     return JobDetail(
         job=job,
@@ -154,7 +168,7 @@ def _detail(reader: Reader, row: sa.Row[Any], attempts: Sequence[sa.Row[Any]], w
         claimed_at=row.claimed_at,
         cancel_requested_at=row.cancel_requested_at,
         cpu=duration(row.cpu_ms),
-        worker=worker,
+        worker=row.worker,
         attempts=tuple(_attempt(item) for item in attempts[:MAX_ATTEMPTS]),
         attempts_left_out=len(attempts) > MAX_ATTEMPTS,
         waiting_reason=None if job.finished_at else waiting_reason(reader, job, cancel_requested=row.cancel_requested_at is not None),

@@ -1,6 +1,6 @@
 """Owns what `jobrunner top` asks every few seconds: the whole in numbers, and one list to look into.
 
-It must not cost the database more than a page does: three statements, each bounded whatever lies in the tables.
+It must not cost the database more than a page does: a few statements, each bounded whatever lies in the tables.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import sqlalchemy as sa
 
 from jobrunner.errors import QueryTimeout
 from jobrunner.filters import FinishedWord, JobFilter, LiveWord
-from jobrunner.inspection.lists import MAX_LIMIT, matching, page_statements
+from jobrunner.inspection.conditions import matching
+from jobrunner.inspection.lists import MAX_LIMIT, page_statements
 from jobrunner.inspection.overview import QUEUE_SAMPLE, read_queues, read_workers
+from jobrunner.inspection.ranges import PastFilter
 from jobrunner.inspection.reading import reading
 from jobrunner.inspection.recent import read_error_groups, read_lately
 from jobrunner.inspection.rows import LIVE_COLUMNS, job_row
@@ -21,7 +23,7 @@ from jobrunner.schema import jobs as live
 from jobrunner.schema import workers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from jobrunner.inspection.reading import Reader
@@ -68,7 +70,7 @@ class Glance:
 
 
 def glance(database: Database, view: View = "running", filter: JobFilter | None = None, *, limit: int = 50) -> Glance:  # noqa: A002  the word of the API
-    """One look: queues, throughput, and a list, in one read-only transaction of three statements.
+    """One look: queues, throughput, and a list, in one read-only transaction of three statements or four.
 
     Args:
         database: where.
@@ -100,22 +102,29 @@ def _with_list(seen: Glance, reader: Reader, wanted: JobFilter, limit: int) -> G
     if seen.view == "errors":
         groups = read_error_groups(reader, wanted, limit + 1)
         return replace(seen, errors=groups[:limit], more=len(groups) > limit)
-    statement = list_statement(seen.view, wanted, limit + 1)
-    rows = [] if statement is None else reader.connection.execute(statement).all()
+    rows: list[sa.Row[Any]] = []
+    for statement in list_statements(seen.view, wanted, limit + 1):
+        rows += reader.connection.execute(statement).all()
+        if len(rows) > limit:
+            break
     names = {row.worker_id: row.worker for row in rows if row.worker} if seen.view == "running" else {}
     return replace(seen, jobs=tuple(job_row(row) for row in rows[:limit]), worker_names=names, more=len(rows) > limit)
 
 
-def list_statement(view: View, wanted: JobFilter, limit: int) -> sa.Select[Any] | None:
-    """The statement of a list of jobs, None when the filter leaves no state of it; the tests read its plan."""
+def list_statements(view: View, wanted: JobFilter, limit: int) -> Iterator[sa.Select[Any]]:
+    """The statements of a list of jobs, each only when those before it left room; none when the filter leaves no state of it.
+
+    The tests read their plans.
+    """
     if view == "running":
-        return _running_statement(wanted, limit) if "running" in wanted.live_words else None
-    if view == "ready":
-        words = wanted.live_words & set(_READY)
-        return _ready_statement(wanted, limit, words) if words else None
-    failed = frozenset(wanted.finished_words & set(_FAILED))
-    only = replace(wanted, states=failed, not_states=frozenset())
-    return next(page_statements(only, only, None, limit)) if failed else None
+        if "running" in wanted.live_words:
+            yield _running_statement(wanted, limit)
+    elif view == "ready":
+        if words := wanted.live_words & set(_READY):
+            yield _ready_statement(wanted, limit, words)
+    elif failed := frozenset(wanted.finished_words & set(_FAILED)):
+        only = replace(wanted, states=failed, not_states=frozenset())
+        yield from page_statements(only, PastFilter(only), None, limit)
 
 
 def _running_statement(wanted: JobFilter, limit: int) -> sa.Select[Any]:

@@ -9,24 +9,24 @@ work in hand comes first, then what ended last. A row keeps its place until its 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from jobrunner.errors import QueryTimeout
-from jobrunner.filters import FINISHED_WORDS, LIVE_WORDS, STATE_WORDS, FinishedWord, JobFilter, LiveWord, Pattern, StateWord
+from jobrunner.filters import FINISHED_WORDS, LIVE_WORDS, STATE_WORDS, JobFilter, LiveWord, Pattern, StateWord
 from jobrunner.inspection import cursors
+from jobrunner.inspection.conditions import matching
 from jobrunner.inspection.cursors import Cursor, Key
+from jobrunner.inspection.ranges import MAX_NAMES, PastFilter, count_parts, page_parts, ranges, some_ids
 from jobrunner.inspection.reading import reading
-from jobrunner.inspection.rows import FINISHED_COLUMNS, LIVE_COLUMNS, job_row
+from jobrunner.inspection.rows import LIVE_COLUMNS, job_row
 from jobrunner.inspection.values import Count, JobRow, Page
-from jobrunner.schema import job_history as finished
 from jobrunner.schema import jobs as live
-from jobrunner.settings import DEFAULT_QUEUE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterable, Iterator
 
     from jobrunner.store import Database
 
@@ -35,18 +35,13 @@ MAX_LIMIT = 200
 COUNT_CAP = 10_000  # counted exactly up to here: a few milliseconds by index
 LIVE_SAMPLE = 100_000  # waiting jobs that are looked at to count them by state: some tens of milliseconds
 COUNT_TIMEOUT = timedelta(seconds=1)  # counts are an extra: a page is better without them than late
-MAX_BRANCHES = 24  # index ranges merged for one list; above, one walk with a filter is cheaper
-FEW_BRANCHES = 2  # planned for every day there is; more of them take longer to plan than to run
-NEXT_DAYS = timedelta(days=2)  # which are looked at first then
-# Anybody can write a cursor.
-_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC) + NEXT_DAYS, datetime.max.replace(tzinfo=UTC) - NEXT_DAYS
 MAX_TASK_NAMES = 1_000  # looked at to expand task:mail.*
 
 
 def list_jobs(database: Database, *, filter: JobFilter | None = None, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page:  # noqa: A002  the word of the API
     """One page of jobs, live ones first, then finished ones, both newest first.
 
-    A read-only transaction of at most three statements, each through an index and ended after 2 s.
+    A read-only transaction of a few statements, each through an index and ended after 2 s.
 
     Args:
         database: where.
@@ -63,11 +58,11 @@ def list_jobs(database: Database, *, filter: JobFilter | None = None, cursor: st
     start = cursors.decode(cursor) if cursor else None
     size = max(1, min(limit, MAX_LIMIT))
     with reading(database) as reader:
-        expanded = _expanded(reader.connection, wanted)
-        rows = _walk(reader.connection, wanted, expanded, start, size + 1)
+        past = _past(reader.connection, wanted)
+        rows = read_page(reader.connection, page_statements(wanted, past, start, size + 1), size + 1)
         if start and start.newer and len(rows) <= size:
             # The newest end is reached: give the whole first page rather than the few rows before the cursor.
-            start, rows = None, _walk(reader.connection, wanted, expanded, None, size + 1)
+            start, rows = None, read_page(reader.connection, page_statements(wanted, past, None, size + 1), size + 1)
     more, rows = len(rows) > size, rows[:size]
     if start and start.newer:
         rows.reverse()
@@ -89,9 +84,12 @@ def count_jobs(database: Database, filter: JobFilter | None = None) -> Count:  #
         QueryTimeout: it cannot be told within 1 s.
         DatabaseUnreachable, SchemaMissing: as for every read.
     """
-    wanted = filter or JobFilter()
+    wanted, number = filter or JobFilter(), 0
     with reading(database, COUNT_TIMEOUT) as reader:
-        number: int = reader.connection.scalar(sa.select(_capped_count(wanted, _expanded(reader.connection, wanted)))) or 0
+        for statement in count_statements(wanted, _past(reader.connection, wanted)):
+            number += reader.connection.scalar(statement) or 0
+            if number > COUNT_CAP:
+                break
     return Count(min(number, COUNT_CAP), exact=number <= COUNT_CAP)
 
 
@@ -118,25 +116,26 @@ def _count_live_states(connection: sa.Connection, wanted: JobFilter) -> dict[Sta
     columns = (live.c.state, live.c.attempt, live.c.run_at)
     sample = sa.select(*columns).where(_QUEUED, *matching(live, wanted)).limit(LIVE_SAMPLE + 1).subquery()
     counts = [sa.func.count().filter(*_live_word(sample.c)[word]).label(word) for word in waiting]
-    running = _capped_count(wanted.with_state("running"), wanted.with_state("running")).label("running")
+    running = _number(_live_ids(wanted.with_state("running"))).scalar_subquery().label("running")
     row = connection.execute(sa.select(*counts, sa.func.count().label("looked_at"), running)).one()._mapping  # noqa: SLF001  its public name
     whole = row["looked_at"] <= LIVE_SAMPLE
     return {word: Count(min(row[word], COUNT_CAP), exact=row[word] <= COUNT_CAP and (whole or word == "running")) for word in LIVE_WORDS}
 
 
 def _count_finished_states(connection: sa.Connection, wanted: JobFilter) -> dict[StateWord, Count]:
-    expanded = _expanded(connection, wanted)
-    counts = [_capped_count(wanted.with_state(word), expanded.with_state(word)).label(word) for word in FINISHED_WORDS]
+    past = _past(connection, wanted)
+    each = {word: some_ids(ranges(past.wanted.with_state(word)), COUNT_CAP + 1) for word in FINISHED_WORDS}
+    counts = [_number(ids).scalar_subquery().label(word) for word, ids in each.items()]
     row = connection.execute(sa.select(*counts)).one()
     return {word: Count(min(number, COUNT_CAP), exact=number <= COUNT_CAP) for word, number in zip(FINISHED_WORDS, row, strict=True)}
 
 
-def page_statements(wanted: JobFilter, expanded: JobFilter, cursor: Cursor | None, limit: int) -> Iterator[sa.Select[Any]]:
+def page_statements(wanted: JobFilter, past: PastFilter, cursor: Cursor | None, limit: int) -> Iterator[sa.Select[Any]]:
     """The statements of a page in the order they are run, each only when those before it left room; the tests read their plans.
 
     Args:
         wanted: the filter for live jobs.
-        expanded: the same with task patterns turned into names, for finished jobs.
+        past: the same for finished jobs.
         cursor: where to begin; None at the newest.
         limit: rows of each statement.
     """
@@ -149,16 +148,16 @@ def page_statements(wanted: JobFilter, expanded: JobFilter, cursor: Cursor | Non
     else:
         parts = ((False, key),) if newer else ((False, key), (True, None))
     for of_finished, start in parts:
-        if of_finished and expanded.finished_words:
-            yield from _finished_parts(expanded, start, limit, newer=newer)
+        if of_finished and past.wanted.finished_words:
+            yield from page_parts(past, start, limit, newer=newer)
         elif not of_finished and wanted.live_words:
             yield _live_part(wanted, start, limit, newer=newer)
 
 
-def _walk(connection: sa.Connection, wanted: JobFilter, expanded: JobFilter, cursor: Cursor | None, limit: int) -> list[JobRow]:
-    """At most `limit` rows from the cursor on, in the direction of the walk."""
+def read_page(connection: sa.Connection, statements: Iterable[sa.Select[Any]], limit: int) -> list[JobRow]:
+    """The first `limit` rows of these statements, of which no more are run than it takes."""
     rows: list[JobRow] = []
-    for statement in page_statements(wanted, expanded, cursor, limit):
+    for statement in statements:
         rows += [job_row(row) for row in connection.execute(statement)]
         if len(rows) >= limit:
             break
@@ -172,54 +171,21 @@ def _live_part(wanted: JobFilter, key: Key | None, limit: int, *, newer: bool) -
     return query.order_by(live.c.id.asc() if newer else live.c.id.desc()).limit(limit)
 
 
-def _finished_parts(wanted: JobFilter, key: Key | None, limit: int, *, newer: bool) -> Iterator[sa.Select[Any]]:
-    """One statement; with many branches one of the days next to the key and one of the rest: each branch is planned for every day."""
-    branches = _finished_branches(wanted)
-    if len(branches) <= FEW_BRANCHES:
-        yield _finished_part(branches, key, limit, newer=newer)
-        return
-    # By this machine's clock, if there is no key: wherever the border is, the two parts are all.
-    here = min(max((key and key.finished_at) or datetime.now(UTC), _EARLIEST), _LATEST)
-    border = sa.literal(here + NEXT_DAYS if newer else here - NEXT_DAYS)
-    near, far = (finished.c.finished_at < border, finished.c.finished_at >= border)
-    if not newer:
-        near, far = far, near
-    for part in (near, far):
-        yield _finished_part([[*conditions, part] for conditions in branches], key, limit, newer=newer)
-
-
-def _finished_part(branches: list[list[sa.ColumnElement[bool]]], key: Key | None, limit: int, *, newer: bool) -> sa.Select[Any]:
-    """Each branch is a range of one index and already in order; the outer sort sees at most branches × limit rows."""
-    queries = []
-    for conditions in branches:
-        query = sa.select(*FINISHED_COLUMNS).where(*conditions)
-        if key is not None:
-            here, there = sa.tuple_(finished.c.finished_at, finished.c.id), sa.tuple_(sa.literal(key.finished_at), sa.literal(key.id))
-            # The time by itself as well: days are left out of a plan by that, and not by a comparison of rows.
-            side = finished.c.finished_at >= key.finished_at if newer else finished.c.finished_at <= key.finished_at
-            query = query.where(side, here > there if newer else here < there)
-        queries.append(query.order_by(*_descending(finished.c, newer=newer)).limit(limit))
-    if len(queries) == 1:
-        return queries[0]
-    merged = sa.union_all(*(query.subquery().select() for query in queries)).subquery("finished")
-    return sa.select(merged).order_by(*_descending(merged.c, newer=newer)).limit(limit)
-
-
-def _descending(columns: Any, *, newer: bool) -> list[sa.ColumnElement[Any]]:
-    return [columns[name].asc() if newer else columns[name].desc() for name in ("finished_at", "id")]
-
-
-def _capped_count(wanted: JobFilter, expanded: JobFilter) -> sa.ScalarSelect[int]:
-    """Rows that match, counting stopped one above the cap."""
-    parts = []
+def count_statements(wanted: JobFilter, past: PastFilter) -> Iterator[sa.Select[Any]]:
+    """The statements whose numbers add up to a count, as far as one above the cap; the tests read their plans."""
     if wanted.live_words:
-        parts.append(sa.select(live.c.id).where(*_live_conditions(wanted)).limit(COUNT_CAP + 1))
-    if expanded.finished_words:
-        parts += [sa.select(finished.c.id).where(*conditions).limit(COUNT_CAP + 1) for conditions in _finished_branches(expanded)]
-    if not parts:
-        return sa.select(sa.literal(0)).scalar_subquery()
-    rows = sa.union_all(*(part.subquery().select() for part in parts)).subquery().select().limit(COUNT_CAP + 1).subquery()
-    return sa.select(sa.func.count()).select_from(rows).scalar_subquery()
+        yield _number(_live_ids(wanted))
+    if past.wanted.finished_words:
+        for ids in count_parts(past, COUNT_CAP + 1):
+            yield _number(ids).execution_options(**_PREPARED)
+
+
+def _live_ids(wanted: JobFilter) -> sa.Select[Any]:
+    return sa.select(live.c.id).where(*_live_conditions(wanted)).limit(COUNT_CAP + 1)
+
+
+def _number(ids: sa.Select[Any]) -> sa.Select[Any]:
+    return sa.select(sa.func.count()).select_from(ids.subquery())
 
 
 def _live_conditions(wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
@@ -227,41 +193,6 @@ def _live_conditions(wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
     if len(words) == len(LIVE_WORDS):
         return common
     return [*common, sa.or_(*(sa.and_(*_live_word(live.c)[word]) for word in LIVE_WORDS if word in words))]
-
-
-def _finished_branches(wanted: JobFilter) -> list[list[sa.ColumnElement[bool]]]:
-    """Conditions of index ranges that do not overlap and together are what is wanted.
-
-    Names of tasks have an index, with one of their own for what did not succeed; so have the states other than `succeeded`, and the queues
-    beside the default one; else it is a walk by time. The literals `state <> 'succeeded'` and `queue <> 'default'` let the planner prove
-    the partial indexes whatever the parameters.
-    """
-    words, common = wanted.finished_words, matching(finished, wanted)
-    some = [] if len(words) == len(FINISHED_WORDS) else [_state_in(words)]
-    if wanted.ids or not words:
-        return [[*common, *some, *([] if words else [sa.false()])]]
-    unsuccessful = [] if "succeeded" in words else [finished.c.state != sa.literal_column("'succeeded'")]
-    names = [pattern.text for pattern in wanted.tasks if not pattern.prefix]
-    if names and len(names) == len(wanted.tasks) <= MAX_BRANCHES:
-        others = matching(finished, replace(wanted, tasks=()))
-        return [[finished.c.task == name, *others, *some, *unsuccessful] for name in names]
-    if unsuccessful:
-        return [[*common, _state_in({word}), *unsuccessful] for word in FINISHED_WORDS if word in words]
-    if wanted.queues and not wanted.tasks and len(wanted.queues) <= MAX_BRANCHES:
-        others = matching(finished, replace(wanted, queues=()))
-        return [[*_in_queue(queue), *others, *some] for queue in wanted.queues]
-    return [[*common, *some]]
-
-
-def _in_queue(queue: str) -> list[sa.ColumnElement[bool]]:
-    beside = [finished.c.queue != sa.literal_column(f"'{DEFAULT_QUEUE}'")] if queue != DEFAULT_QUEUE else []
-    return [finished.c.queue == queue, *beside]
-
-
-def _state_in(words: Collection[FinishedWord]) -> sa.ColumnElement[bool]:
-    # Literals: the words are a closed set, and the planner chooses by them.
-    literals: list[sa.ColumnElement[str]] = [sa.literal_column(f"'{word}'") for word in FINISHED_WORDS if word in words]
-    return finished.c.state == literals[0] if len(literals) == 1 else finished.c.state.in_(literals)
 
 
 _QUEUED = live.c.state == sa.literal_column("'queued'")
@@ -278,58 +209,38 @@ def _live_word(columns: Any) -> dict[LiveWord, tuple[sa.ColumnElement[bool], ...
     }
 
 
-def matching(table: sa.FromClause, wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
-    """Conditions of the filter but for states, on whatever has the columns `id`, `task` and `queue`."""
-    columns = table.c
-    conditions: list[sa.ColumnElement[bool]] = []
-    if wanted.ids:
-        conditions.append(columns.id == sa.any_(_array(wanted.ids, sa.BigInteger)))
-    if wanted.not_ids:
-        conditions.append(columns.id != sa.all_(_array(wanted.not_ids, sa.BigInteger)))
-    if wanted.queues:
-        conditions.append(columns.queue.in_(wanted.queues))
-    if wanted.not_queues:
-        conditions.append(columns.queue.not_in(wanted.not_queues))
-    if wanted.tasks:
-        conditions.append(_task_matches(columns.task, wanted.tasks))
-    if wanted.not_tasks:
-        conditions.append(sa.not_(_task_matches(columns.task, wanted.not_tasks)))
-    return conditions
-
-
-def _array(values: tuple[int, ...], kind: type[sa.BigInteger]) -> sa.ColumnElement[Any]:
-    return sa.literal(list(values), sa.ARRAY(kind))
-
-
-def _task_matches(column: sa.ColumnElement[str], patterns: tuple[Pattern, ...]) -> sa.ColumnElement[bool]:
-    exact = [pattern.text for pattern in patterns if not pattern.prefix]
-    parts = [column.startswith(pattern.text, autoescape=True) for pattern in patterns if pattern.prefix]
-    return sa.or_(*([column.in_(exact)] if exact else []), *parts)
-
-
-def _expanded(connection: sa.Connection, wanted: JobFilter) -> JobFilter:
-    """The filter with `task:mail.*` turned into the names that history holds, when they are few.
-
-    A loose scan: one index descent for each distinct task, not one row read for each job.
-    """
+def _past(connection: sa.Connection, wanted: JobFilter) -> PastFilter:
+    """The filter as it holds for finished jobs: `task:mail.*` turned into names, ids into the days that they finished on."""
+    if wanted.ids and wanted.finished_words:
+        first, last = connection.execute(_SPAN, {"ids": list(wanted.ids)}).one()
+        return PastFilter(_nothing(wanted)) if first is None else PastFilter(wanted, (first, last))
     if not any(pattern.prefix for pattern in wanted.tasks) or "succeeded" not in wanted.finished_words:
-        return wanted
-    names = connection.scalars(_TASK_NAMES, {"most": MAX_TASK_NAMES + 1}).all()
+        return PastFilter(wanted)
+    names = connection.scalars(_TASK_NAMES).all()
     meant = [name for name in names if any(pattern.matches(name) for pattern in wanted.tasks)]
-    if len(names) > MAX_TASK_NAMES or len(meant) > MAX_BRANCHES:
-        return wanted
-    if not meant:
-        return replace(wanted, not_states=wanted.not_states | frozenset(FINISHED_WORDS))
-    return replace(wanted, tasks=tuple(Pattern(name) for name in meant))
+    if len(names) > MAX_TASK_NAMES or len(meant) > MAX_NAMES:
+        return PastFilter(wanted)
+    return PastFilter(replace(wanted, tasks=tuple(Pattern(name) for name in meant)) if meant else _nothing(wanted))
 
 
+def _nothing(wanted: JobFilter) -> JobFilter:
+    """The filter without any finished job."""
+    return replace(wanted, not_states=wanted.not_states | frozenset(FINISHED_WORDS))
+
+
+# Both look into every day, which takes longer to plan than to do. Names: a loose scan, one index descent for each task that there is, not
+# one row read for each job.
+_PREPARED = {"prepare": True}
+_SPAN = sa.text(
+    "SELECT min(finished_at), max(finished_at) FROM jobrunner.job_history WHERE id = ANY (ARRAY(SELECT unnest(CAST(:ids AS bigint[]))))"
+).execution_options(**_PREPARED)
 _TASK_NAMES = sa.text(
-    "WITH RECURSIVE names AS ("
+    "WITH RECURSIVE names AS ("  # noqa: S608  constants
     "(SELECT task FROM jobrunner.job_history ORDER BY task LIMIT 1) UNION ALL "
     "SELECT (SELECT h.task FROM jobrunner.job_history h WHERE h.task > names.task ORDER BY h.task LIMIT 1) "
     "FROM names WHERE names.task IS NOT NULL"
-    ") SELECT task FROM names WHERE task IS NOT NULL LIMIT :most"
-)
+    f") SELECT task FROM names WHERE task IS NOT NULL LIMIT {MAX_TASK_NAMES + 1}"
+).execution_options(**_PREPARED)
 
 
 def _cursor(row: JobRow, *, newer: bool) -> str:

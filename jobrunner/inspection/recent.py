@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.inspection.lists import matching
+from jobrunner.inspection.conditions import matching
 from jobrunner.inspection.rows import EXCERPT_LENGTH, duration
 from jobrunner.inspection.values import Count
 from jobrunner.schema import job_attempts as attempts

@@ -112,7 +112,7 @@ def test_a_database_without_our_tables_is_schema_missing(empty_dsn) -> None:
 def test_a_page_is_one_snapshot(connection, database, monkeypatch) -> None:
     """A job that finishes between the two statements of a page is on it once."""
     job_id = add_job(connection)
-    original = inspection.lists._finished_part
+    original = inspection.lists.page_parts
     moved = threading.Event()
 
     def finish_in_between(*args, **kwargs):
@@ -126,7 +126,7 @@ def test_a_page_is_one_snapshot(connection, database, monkeypatch) -> None:
             )
         return original(*args, **kwargs)
 
-    monkeypatch.setattr("jobrunner.inspection.lists._finished_part", finish_in_between)
+    monkeypatch.setattr("jobrunner.inspection.lists.page_parts", finish_in_between)
     assert [job.id for job in inspection.list_jobs(database).items] == [job_id]
     assert moved.is_set()
     assert inspection.list_jobs(database).items[0].state == "cancelled"
