@@ -56,10 +56,12 @@ def interpreter(directory: Path) -> Path:
 
 
 def install(directory: Path, requirements: list[str]) -> None:
-    """Install with the environment's own pip; silent but for errors."""
+    """Install with the environment's own pip; silent but for errors. A download that broke off is begun again once: pip does not."""
     command = [str(interpreter(directory)), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *requirements]
     # A pip that runs as root warns about it; in an environment of its own there is nothing to warn of.
-    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"PIP_ROOT_USER_ACTION": "ignore"})
+    env = os.environ | {"PIP_ROOT_USER_ACTION": "ignore"}
+    if subprocess.run(command, check=False, cwd=ROOT, env=env).returncode != 0:
+        subprocess.run(command, check=True, cwd=ROOT, env=env)
 
 
 def main(profile: str) -> None:

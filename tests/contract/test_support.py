@@ -36,6 +36,22 @@ def test_a_transaction_left_open_is_named_and_ended(fresh_dsn):
         left.close()
 
 
+def test_the_last_statement_of_a_client_that_is_gone(fresh_dsn):
+    """The server ends it all the same: what it writes is gone in the next test too."""
+    shared = SharedDatabase(fresh_dsn)
+    gone = psycopg.connect(fresh_dsn)
+    gone.pgconn.send_query(
+        b"INSERT INTO jobrunner.jobs (task) SELECT 'late' FROM (SELECT count(*) FROM generate_series(1, 3000000)) AS long"
+    )
+    with psycopg.connect(fresh_dsn, autocommit=True) as connection:
+        others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%late%' AND pid <> pg_backend_pid()"
+        wait_until(lambda: connection.execute(others).fetchone() is not None, timeout=60, what="the statement to run")
+        gone.close()
+        shared.empty()
+        wait_until(lambda: connection.execute(others).fetchone() is None, timeout=60, what="its session to end")
+        assert connection.execute("SELECT count(*) FROM jobrunner.jobs").fetchone() == (0,)
+
+
 def test_fresh_and_empty_databases(fresh_dsn, empty_dsn):
     """`fresh_dsn` has the schema, `empty_dsn` has not."""
     assert migrate.version(fresh_dsn).up_to_date

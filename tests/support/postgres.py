@@ -21,6 +21,7 @@ from psycopg import sql
 
 from jobrunner import migrate
 from jobrunner.embedded import Server
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,12 @@ FAST = {
     "max_wal_senders": "0",
     "max_connections": "200",
 }
+
+# Of a client that was killed the server ends the last statement all the same; whoever sleeps or waits for somebody may do so for ever.
+STILL_WRITING = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'"
+    " AND backend_type = 'client backend' AND coalesce(wait_event_type, '') NOT IN ('Client', 'Lock', 'Timeout')"
+)
 
 
 @dataclass(frozen=True)
@@ -156,16 +163,17 @@ class SharedDatabase:
         """Bring it back to what the migrations left; sequences go on, so that a test cannot rely on ids.
 
         Raises:
-            AssertionError: the test left a transaction open in some session. That session is ended, so the next test is safe.
+            AssertionError: the test left a transaction or a statement in some session. That session is ended, so the next test is safe.
         """
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute("SET lock_timeout = '5s'")
             try:
+                wait_until(lambda: connection.execute(STILL_WRITING).fetchone() == (0,), timeout=60, what="its last statements to end")
                 self._empty(connection)
-            except psycopg.errors.LockNotAvailable:
+            except (AssertionError, psycopg.errors.LockNotAvailable):
                 ended = _end_others(connection)
                 self._empty(connection)
-                raise AssertionError(f"the test left transactions open that hold locks: {ended}") from None
+                raise AssertionError(f"the test left statements that do not end, or transactions open that hold locks: {ended}") from None
 
     def _empty(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
         with connection.transaction():

@@ -50,7 +50,7 @@ def test_calls_that_are_joined_lose_no_part(job, voice):
         heard = [[note[part] for note in voice.heard if note[part] is not None] for part in (0, 1)]
         return tuple(values[-1] if values else None for values in heard)
 
-    wait_until(lambda: latest() == (0.91, "row 9"), timeout=5, what="what was held back to be told")
+    wait_until(lambda: latest() == (0.91, "row 9"), timeout=60, what="what was held back to be told")
     assert len(voice.heard) <= told + 3
 
 
