@@ -83,7 +83,8 @@ def explain(connection, statement) -> Plan:
 def run(connection, statement) -> list[Any]:
     """The rows of a SQLAlchemy statement."""
     compiled = statement.compile(dialect=postgresql.psycopg.dialect(), compile_kwargs={"render_postcompile": True})
-    return connection.cursor(row_factory=namedtuple_row).execute(str(compiled), compiled.params).fetchall()
+    rows: list[Any] = connection.cursor(row_factory=namedtuple_row).execute(str(compiled), compiled.params).fetchall()
+    return rows
 
 
 def read_row_by_row(plan, table) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner import inspection
+from jobrunner.inspection import ranges
 from jobrunner.connecting import patience
 from jobrunner.errors import DatabaseUnreachable, QueryTimeout, SchemaMissing, TablesLocked
 from jobrunner.filters import JobFilter
@@ -112,7 +113,7 @@ def test_a_database_without_our_tables_is_schema_missing(empty_dsn) -> None:
 def test_a_page_is_one_snapshot(connection, database, monkeypatch) -> None:
     """A job that finishes between the two statements of a page is on it once."""
     job_id = add_job(connection)
-    original = inspection.lists.page_parts
+    original = ranges.page_parts
     moved = threading.Event()
 
     def finish_in_between(*args, **kwargs):
