@@ -11,10 +11,10 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner import inspection
-from jobrunner.inspection import ranges
 from jobrunner.connecting import patience
 from jobrunner.errors import DatabaseUnreachable, QueryTimeout, SchemaMissing, TablesLocked
 from jobrunner.filters import JobFilter
+from jobrunner.inspection import ranges
 from jobrunner.settings import parse_dsn
 from jobrunner.store import Database
 
