@@ -116,7 +116,8 @@ def test_a_released_savepoint_is_not_a_commit(task, ear, engine):
             savepoint.rollback()
         assert ear.heard(SILENCE) == []
         session.commit()
-    assert ear.heard(SILENCE, most=2) == ["default"]
+    assert ear.heard() == ["default"]
+    assert ear.heard(SILENCE) == []
 
 
 def test_hints_of_one_queue_are_joined(task, ear):
@@ -125,7 +126,7 @@ def test_hints_of_one_queue_are_joined(task, ear):
     for number in range(200):
         task.enqueue(number)
     burst = time.monotonic() - began
-    heard = ear.heard(SILENCE, most=1000)
+    heard = ear.heard() + ear.heard(SILENCE, most=1000)
     assert 1 <= len(heard) <= burst / 0.010 + 2
 
 

@@ -46,9 +46,9 @@ def test_a_rescue_that_meets_a_heartbeat_leaves_the_worker_alone(scene, sessions
     """A lease renewed in time holds even if the commit comes late: the rescuer goes past the row without waiting."""
     worker = scene.worker()
     job_id = scene.job(State.RUNNING, worker_id=worker)
-    scene.age_worker(worker, "lease_expires_at = clock_timestamp() + interval '300 milliseconds'")
     own, rescuer = sessions(), sessions.impatient()
-    with own.connection.transaction():
+    with own.connection.transaction():  # began before the lease ends, and is in time however long it takes from here
+        scene.age_worker(worker, "lease_expires_at = clock_timestamp()")
         assert own.store.heartbeat(worker, HOUR, WorkerSight(), COUNTS) is True
         over = "SELECT lease_expires_at < now() FROM jobrunner.workers WHERE id = %s"
         wait_until(lambda: scene.one(over, (worker,)), timeout=PATIENCE, what="the committed lease is over")

@@ -97,8 +97,7 @@ def test_what_commits_late_is_added_late(scene, sessions):
 
 def test_of_two_that_settle_at_once_one_does_it(scene, sessions):
     """While one settles, another does nothing, and at once; nothing is added twice."""
-    for job in running(scene, 2):
-        scene.store.finish([Succeeded(job, LEASE, None, 1, 1, 1.0)])
+    scene.store.finish([Succeeded(job, LEASE, None, 1, 1, 1.0) for job in running(scene, 2)])  # in one instant, so in one slice
     scene.execute("UPDATE jobrunner.rollup_pending SET slice = slice - interval '1 hour'")
     first, second = sessions(), sessions.impatient()
     with first.connection.transaction():

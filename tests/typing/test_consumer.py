@@ -11,6 +11,7 @@ from tests.support.commands import run
 
 PROGRAM = Path(__file__).with_name("consumer.py.txt")  # not .py: the checkout itself must be free of type errors
 ROOT = PROGRAM.parents[2]
+SECONDS = 600  # for mypy without a cache, on a busy machine
 
 
 def test_wrong_calls_and_only_they_are_type_errors(tmp_path):
@@ -22,7 +23,7 @@ def test_wrong_calls_and_only_they_are_type_errors(tmp_path):
     config.write_text("[mypy]\nstrict = True\n")
     found = run(
         sys.executable, "-m", "mypy", "--config-file", str(config), "--cache-dir", str(tmp_path / "cache"), str(program),
-        cwd=tmp_path, ok=False, env={**os.environ, "MYPYPATH": str(ROOT)},
+        cwd=tmp_path, ok=False, env={**os.environ, "MYPYPATH": str(ROOT)}, timeout=SECONDS,
     )  # fmt: skip
     errors = {int(number): text for number, text in re.findall(r"consumer\.py:(\d+): error: (.*)", found.stdout)}
     assert set(errors) == marked, found.stdout

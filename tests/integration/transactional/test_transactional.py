@@ -100,9 +100,10 @@ class Superseding(Mapping[str, int]):
 def test_superseded_amid_a_long_copy(jobs, attempts, connection):
     """An attempt that is superseded while it copies children in a transaction of their own has written none of them."""
     copying = []
+    under_way = "FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query LIKE 'COPY jobrunner.jobs%'"
 
     def take_over():
-        copying.append(connection.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY jobrunner.jobs%'").fetchone())
+        copying.append(connection.execute(f"SELECT count(*) {under_way}").fetchone())
         attempts.supersede(claimed)
 
     def body(session, child):
