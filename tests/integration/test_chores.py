@@ -28,6 +28,7 @@ TASK, POLL, SLOTS = "send", 0.02, 5
 PATIENCE = 30  # seconds
 TABLE = "jobrunner.retention"  # what the steps of these tests want to lock
 OF_UPKEEP = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
+END_UPKEEP = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
 BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = %s::regclass"
 
 
@@ -206,7 +207,7 @@ def test_a_lost_connection_is_no_end_of_upkeep(bench):
         holder.execute(f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")
         link = bench.link(step)
         wait_until(lambda: bench.scene.one(BLOCKED, (TABLE,)), timeout=PATIENCE, what="the step to wait for the lock")
-        bench.scene.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", (thread.SESSION,))
+        bench.scene.execute(END_UPKEEP, (thread.SESSION,))
         wait_until(lambda: not bench.scene.one(BLOCKED, (TABLE,)) or step.begun.is_set(), timeout=PATIENCE, what="its end")
         bench.finish_jobs(link, SLOTS)
         holder.execute("ROLLBACK")

@@ -27,7 +27,7 @@ def test_a_table_that_is_locked(fresh_dsn):
     with psycopg.connect(fresh_dsn) as holder:
         holder.execute("LOCK TABLE jobrunner.jobs IN ACCESS EXCLUSIVE MODE")
         began = time.monotonic()
-        report = examined(fresh_dsn)
+        report = examined(fresh_dsn, timeout=examination.CHECK_TIMEOUT)
         assert time.monotonic() - began < 20
         unseen = {each.code: each for each in report.findings if "unseen" in each.data}
         assert unseen.keys() >= READ_JOBS

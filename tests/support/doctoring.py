@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import subprocess
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -45,11 +46,11 @@ class Report:
         return {finding.code: finding.state for finding in self.findings if finding.state != "ok"}
 
 
-def examined(dsn: str, limits: Limits | None = None) -> Report:
-    """Examine a database; every finding has a known shape."""
+def examined(dsn: str, limits: Limits | None = None, timeout: timedelta = timedelta(seconds=SECONDS)) -> Report:
+    """Examine a database; every finding has a known shape. A machine that stands still for some seconds is no finding."""
     database = Database(parse_dsn(dsn, "test"), pool_size=1)
     try:
-        findings = examine(database, limits=limits)
+        findings = examine(database, limits=limits, timeout=timeout)
     finally:
         database.close()
     for finding in findings:
