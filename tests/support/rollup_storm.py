@@ -64,7 +64,7 @@ class Process:
 
     def operate(self) -> None:
         """Cancel a job, whether it waits, runs or is over."""
-        self.store.cancel(self.scene.one("SELECT max(id) FROM jobrunner.jobs") - self.dice.randint(0, 20))
+        self.store.cancel(self.scene.one("SELECT coalesce(max(id), 0) FROM jobrunner.jobs") - self.dice.randint(0, 20))
 
     def lose(self) -> None:
         """The lease, and with it what this worker runs."""
