@@ -69,8 +69,9 @@ def test_nothing_is_prepared_nor_set_through_a_transaction_mode_pooler(pooled, f
 
 
 @pytest.mark.needs("pgbouncer")
-def test_results_through_a_transaction_mode_pooler(pooled, fresh_dsn, tmp_path):
+def test_results_through_a_transaction_mode_pooler(pooled, fresh_dsn, tmp_path, monkeypatch):
     """Many who wait at once, more than there are server connections, get their results and failures; no setting is left behind."""
+    monkeypatch.setattr("jobrunner.waiters.LAST_LOOK", PATIENCE)  # who waits for a moment learns what the job does, on any machine
     jobs = JobRunner(dsn=pooled)
 
     @jobs.task
@@ -154,14 +155,13 @@ def test_a_slot_holds_through_a_transaction_mode_pooler(pooled, fresh_dsn, tmp_p
     program = Program(tmp_path, pooled)
     began, release = tmp_path / "began", tmp_path / "release"
     program("-q", "enqueue", "hold", json.dumps({"started": str(began), "release": str(release)}))
-    with program.started("cron", "--no-listen", "--lease", "8s") as first:
+    with program.started("cron", "--no-listen", "--lease", "10m") as first:
         wait_until(began.exists, timeout=60, what="the job to begin")
         assert [program("cron", "--strict", "--no-listen", ok=None).code for _ in range(2)] == [5, 5]
         first.process.kill()
         first.process.wait()
         release.touch()
-        over = "SELECT lease_expires_at < now() FROM jobrunner.workers ORDER BY id LIMIT 1"
-        wait_until(lambda: rows(fresh_dsn, over) == [(True,)], timeout=30, what="the lease to be over")
+        assert len(rows(fresh_dsn, "UPDATE jobrunner.workers SET lease_expires_at = now() RETURNING id")) == 1
         said = program("cron", "--strict", "--no-listen")
         assert said.out == ""
         assert said.err.count("\n") == said.err.count("level=warning")

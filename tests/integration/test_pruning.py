@@ -152,7 +152,8 @@ def test_a_reader_is_not_disturbed(own, sessions):
     """Somebody reads the logs: the drop gives up soon, so that nobody queues up behind it; it succeeds once the reader is done."""
     log_days(own, 40)
     stopped(own, 30)
-    reader, pruner, writer = sessions(), sessions(), sessions.impatient()
+    reader, pruner, writer = sessions(), sessions(), sessions()
+    writer.execute(f"SET lock_timeout = '{PATIENCE}s'")  # it may have to wait until the drop has given up
     prune = Pruner()
     with reader.connection.transaction():
         assert reader.one("SELECT count(*) FROM jobrunner.job_logs") == 1
@@ -168,17 +169,17 @@ def test_a_login_that_may_not_drop(own, fresh_dsn):
     """A worker whose login does not own the tables prunes rows, leaves the partitions, and asks once."""
     log_days(own, 40)
     stopped(own, 30)
-    own.execute("DO $$ BEGIN CREATE ROLE jobrunner_test_guest; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
-    own.execute("GRANT USAGE ON SCHEMA jobrunner TO jobrunner_test_guest")
-    own.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobrunner TO jobrunner_test_guest")
+    own.execute("DO $$ BEGIN CREATE ROLE jobrunner_test_pruner; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    own.execute("GRANT USAGE ON SCHEMA jobrunner TO jobrunner_test_pruner")
+    own.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobrunner TO jobrunner_test_pruner")
     try:
         with psycopg.connect(fresh_dsn, autocommit=True) as guest:
-            guest.execute("SET ROLE jobrunner_test_guest")
+            guest.execute("SET ROLE jobrunner_test_pruner")
             prune = Pruner()
             assert prune(Store(guest)) == Pruned(workers=1, runs=0, log_partitions=0)
             assert prune(Store(guest)) == Pruned(0, 0, 0)
     finally:
-        own.execute("DROP OWNED BY jobrunner_test_guest; DROP ROLE jobrunner_test_guest")
+        own.execute("DROP OWNED BY jobrunner_test_pruner; DROP ROLE jobrunner_test_pruner")
     assert logged(own) == [40]
 
 

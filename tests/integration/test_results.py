@@ -169,4 +169,4 @@ def test_a_task_may_wait_for_others(shop):
     ids = [shop.receipt.enqueue(number).id for number in (1, 2, 3)]
     job = shop.sum_of.enqueue(ids)
     wait_until(lambda: job.refresh().state in ("succeeded", "failed"), timeout=WAIT, what="the job to end")
-    assert job.result(0) == 6, rows(shop.jobs.dsn.url, "SELECT error FROM jobrunner.v_jobs")
+    assert job.result(WAIT) == 6, rows(shop.jobs.dsn.url, "SELECT error FROM jobrunner.v_jobs")

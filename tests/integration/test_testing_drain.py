@@ -323,7 +323,7 @@ def test_ctrl_c_ends_the_test(made, helper):
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    @made.jobs.task
+    @made.jobs.task(backoff_base=60, backoff_jitter=0)
     def exits() -> None:
         raise SystemExit(3)
 
