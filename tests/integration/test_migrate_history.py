@@ -71,7 +71,8 @@ def test_a_build_that_was_killed_is_gone_on_with(empty_dsn, admin):
         wait_until(lambda: admin.execute(BUILDING).fetchone() is not None, timeout=SECONDS, what="the build to wait for the transaction")
         upgrade.send_signal(signal.SIGKILL)
         upgrade.communicate(timeout=SECONDS)
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%'")
+        ours = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'CREATE INDEX CONCURRENTLY%'"
+        admin.execute(f"SELECT pg_terminate_backend(pid) {ours}")
         wait_until(lambda: admin.execute(BUILDING).fetchone() is None, timeout=SECONDS, what="the build to be gone")
         slow.rollback()
     assert migrate.version(empty_dsn).current == BEFORE
