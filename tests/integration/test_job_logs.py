@@ -217,7 +217,7 @@ def many_days(server) -> Iterator[psycopg.Connection]:
         for number in range(2, DAYS + 1):
             day = datetime.now(UTC).date() - timedelta(days=number)
             connection.execute(
-                f"CREATE TABLE jobrunner.job_logs_{day:%Y%m%d} PARTITION OF jobrunner.job_logs "
+                f"CREATE TABLE IF NOT EXISTS jobrunner.job_logs_{day:%Y%m%d} PARTITION OF jobrunner.job_logs "
                 f"FOR VALUES FROM ('{day} 00:00+00') TO ('{day + timedelta(days=1)} 00:00+00')"
             )
         connection.execute(

@@ -60,7 +60,8 @@ def test_it_wakes_for_its_queues_only(connection, listener, woken):
 def test_it_listens_again_after_its_connection_was_ended(connection, listener, woken, monkeypatch):
     """An administrator ends the session: it is noticed at once, and what was enqueued meanwhile is looked for."""
     monkeypatch.setattr(module, "_RETRY", 0.1)
-    connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'jobrunner-listener'")
+    ours = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'jobrunner-listener'"
+    connection.execute(f"SELECT pg_terminate_backend(pid) {ours}")
     assert woken.acquire(timeout=PATIENCE)
     wait_until(listener.listening.is_set, timeout=PATIENCE, what="it listens again")
     tell(connection, "mail")

@@ -158,9 +158,9 @@ def test_a_role_with_short_timeouts_can_upgrade(admin, plain_user, tmp_path):
     """Time-outs that a role has for its queries do not end an upgrade, neither its statements nor the waiting lock."""
     name = role_of(plain_user)
     for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
-        admin.execute(sql.SQL("ALTER ROLE {} SET {} = '20ms'").format(sql.Identifier(name), sql.SQL(setting)))
+        admin.execute(sql.SQL("ALTER ROLE {} SET {} = '2s'").format(sql.Identifier(name), sql.SQL(setting)))
     admin.execute(sql.SQL("CREATE SCHEMA jobrunner AUTHORIZATION {}").format(sql.Identifier(name)))
-    directory = directory_with(tmp_path / "migrations", 'op.execute("SELECT pg_sleep(0.1)")')
+    directory = directory_with(tmp_path / "migrations", 'op.execute("SELECT pg_sleep(2.5)")')
     assert outputs([start_upgrade(plain_user, directory)]) == [" ".join([*ours(), NEXT])]
 
 

@@ -71,7 +71,8 @@ def test_a_build_that_was_killed_is_gone_on_with(empty_dsn, admin):
         wait_until(lambda: admin.execute(BUILDING).fetchone() is not None, timeout=SECONDS, what="the build to wait for the transaction")
         upgrade.send_signal(signal.SIGKILL)
         upgrade.communicate(timeout=SECONDS)
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%'")
+        ours = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'CREATE INDEX CONCURRENTLY%'"
+        admin.execute(f"SELECT pg_terminate_backend(pid) {ours}")
         wait_until(lambda: admin.execute(BUILDING).fetchone() is None, timeout=SECONDS, what="the build to be gone")
         slow.rollback()
     assert migrate.version(empty_dsn).current == BEFORE
@@ -90,6 +91,13 @@ def test_a_copy_that_is_to_take_a_days_place_gets_them_too(empty_dsn, admin):
 
 def test_a_role_with_a_short_timeout_builds_them(empty_dsn, admin):
     """What a role's queries may take does not hold for the builds, and holds again after them."""
-    admin.execute("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = 30', current_database()); END $$")
-    migrate.upgrade(empty_dsn)
+    admin.execute("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = 2000', current_database()); END $$")
+    with psycopg.connect(empty_dsn) as slow:
+        slow.execute(ONE.replace("job_history", today(admin), 1))
+        upgrade = start_upgrade(empty_dsn)
+        longer = BUILDING + " AND now() - query_start > interval '2 s'"
+        wait_until(lambda: admin.execute(longer).fetchone() is not None, timeout=SECONDS, what="a build to take longer than that")
+        slow.commit()
+        _, err = upgrade.communicate(timeout=SECONDS)
+    assert upgrade.returncode == 0, err
     assert is_whole(empty_dsn, admin)

@@ -11,10 +11,10 @@ from tests.support.workers import insert
 PAGES = "SELECT id, (ctid::text::point)[0]::int FROM jobrunner.jobs ORDER BY id"
 
 
-def test_a_claim_stays_on_the_page(dsn):
+def test_a_claim_stays_on_the_page(fresh_dsn):
     """However many jobs were enqueued at once: none has to look for room elsewhere when it is claimed."""
-    insert(dsn, "send", 500)
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    insert(fresh_dsn, "send", 500)
+    with psycopg.connect(fresh_dsn, autocommit=True) as connection:
         before = connection.execute(PAGES).fetchall()
         assert len({page for _, page in before}) > 10
         store, worker = Store(connection), Scene(connection).worker()
