@@ -307,7 +307,7 @@ def test_a_signal_ends_all(tmp_path, dsn, post, number):
 def test_a_worker_that_dies_is_started_again(tmp_path, dsn, post):
     """After kill -9 of one worker the command says so and starts another; the other database's goes on as the same process."""
     program, env = _fleet(tmp_path, dsn, post)
-    with program.started("work", "-c", "1", "--lease", "2s", env=env) as fleet:
+    with program.started("work", "-c", "1", env=env) as fleet:
         wait_until(lambda: fleet.err.count("worker started") == 2, timeout=60, what="both workers")
         [other], [victim] = _pids(dsn), _pids(post)
         os.kill(victim, signal.SIGKILL)

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 import jobrunner as package
+from tests.cli.test_work_status import free_port
 from tests.support import postgres as pg
 from tests.support.cli import Program
 from tests.support.waiting import wait_until
@@ -192,7 +193,7 @@ def test_ctrl_c_again_and_again(demo, fresh_dsn):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_pages_until_the_end(demo, fresh_dsn, number):
     """Afterwards the pages show the run and a job retried there is run; whoever then ends it gets the exit code of the run."""
-    with running(demo, "--limit", "5") as run:
+    with running(demo, "--limit", "5", "--port", free_port()) as run:  # another test's demonstration may be looking for one at this moment
         run.wait_for("Look around:")
         (queue,) = rows(fresh_dsn, MINE)[0]
         url = re.findall(r"http://\S+", run.err)[0]

@@ -119,7 +119,10 @@ def test_numbers_choose_the_list(scene, play):
             await screen.press(key)
             await screen.shows(expected)
         await screen.press("4")
-        await screen.until(lambda: "no attempt went wrong" in str(screen.top.table.get_row_at(0)[0]), "the list says that it is empty")
+        table = screen.top.table
+        await screen.until(
+            lambda: table.row_count and "no attempt went wrong" in str(table.get_row_at(0)[0]), "the list says that it is empty"
+        )
         await screen.press("5")
         await screen.until(lambda: [row.cells[0].plain for row in screen.top.rows] == ["w"], "the worker is there")
 
@@ -252,18 +255,23 @@ def test_the_filter_is_asked_for_and_checked(scene, play):
 
     async def story(screen):
         await screen.shows(other, mail)
-        await screen.press("slash", *"queu:mail", "enter")
-        await screen.says("queue")
         asked = screen.top.query_one(Input)
+        await screen.press("slash")
+        await screen.until(lambda: asked.has_focus, "it asks")
+        await screen.press(*"queu:mail", "enter")
+        await screen.says("queue")
         assert asked.has_focus
         asked.value = "queue:mail"
         await screen.press("enter")
         await screen.shows(mail)
         assert "queue:mail" in screen.part("tabs")
-        await screen.press("slash", *"2345", "escape")
-        assert isinstance(screen.top.focused, DataTable)
+        await screen.press("slash")
+        await screen.until(lambda: asked.has_focus, "it asks")
+        await screen.press(*"2345", "escape")
+        await screen.until(lambda: isinstance(screen.top.focused, DataTable), "it is left")
         assert str(screen.top.wanted.filter) == "queue:mail"
         await screen.press("slash")
+        await screen.until(lambda: asked.has_focus, "it asks")
         asked.value = ""
         await screen.press("enter")
         await screen.shows(other, mail)
@@ -277,8 +285,9 @@ def test_paused_it_looks_no_more(scene, play):
     async def story(screen):
         await screen.until(lambda: screen.top.watcher.sight.glance, "a first look")
         await screen.press("p")
-        assert "paused" in screen.part("header")
-        await screen.pilot.pause(INTERVAL * 5)  # a look that was under way ends
+        await screen.until(lambda: "paused" in screen.part("header"), "it says so")
+        await screen.until(lambda: screen.top.watcher._began is None, "a look that was under way has ended")
+        await screen.pilot.pause(INTERVAL * 5)
         before = screen.top.watcher.sight
         job_id = scene.job()
         await screen.pilot.pause(INTERVAL * 5)

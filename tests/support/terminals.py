@@ -57,10 +57,15 @@ class Terminal:
         """Everything that was written, without escapes."""
         return _ESCAPES.sub("", self.read())
 
-    def wait_for(self, text: str) -> None:
-        """Until the last frame has that text."""
-        wait_until(lambda: text in self.frame() or self._ended(), timeout=SECONDS, what=f"the screen shows {text!r}")
-        assert text in self.frame(), f"it ended with {self.process and self.process.poll()}:\n{self.text()[-4_000:]}"
+    def wait_for(self, *texts: str) -> None:
+        """Until the last frame has all these texts; what is looked at a moment later may be the beginning of the next one."""
+
+        def shown() -> bool:
+            frame = self.frame()
+            return all(text in frame for text in texts)
+
+        seen = wait_until(lambda: (shown() and "shown") or (self._ended() and "ended"), timeout=SECONDS, what=f"the screen shows {texts!r}")
+        assert seen == "shown" or shown(), f"it ended with {self.process and self.process.poll()}:\n{self.text()[-4_000:]}"
 
     def wait_for_text(self, text: str) -> None:
         """Until that text was written at some time."""
