@@ -198,7 +198,7 @@ class Run:
 
     def _wait(self, started: list[Worker]) -> None:
         begun, asked_at, left = time.monotonic(), 0.0, len(self.cells)
-        while left:
+        while left or self.watch.open():  # an end may be on record before the last process of its job is gone
             self.watch.look()
             now = time.monotonic()
             if now - asked_at >= _ASK:
@@ -207,7 +207,6 @@ class Run:
                 self.problems.append(f"{left} cells have no end")
                 return
             time.sleep(_LOOK)
-        self.watch.look()
 
     def _left(self) -> int:
         """How many cells have no end yet. While there are some, neighbours are at work beside them in each worker."""

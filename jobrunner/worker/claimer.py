@@ -65,6 +65,7 @@ class Claimer:
     def wake(self) -> None:
         """Something may be due: look at once."""
         self.next_at = 0.0
+        self.idle = False
 
     def claim(self, store: Store, worker_id: int, room: Room) -> list[ClaimedJob]:
         """Claim at most `room`, the most urgent first. Sets `next_at`, and `idle` when a fresh scan found nothing due."""

@@ -199,11 +199,11 @@ class Link(threading.Thread):
         self._write_words(store, at_once=bool(outcomes) or self._closing)
         if outcomes:
             self.finisher.write(store, outcomes)
-            with self._condition:
+            with self._condition:  # told as well: who sees nothing unwritten finds the word that something was, which may be due again
                 del self._outcomes[: len(outcomes)]
+                self._tell("written", len(outcomes))
             for outcome in outcomes:
                 self._held.pop(outcome.id, None)
-            self._tell("written", len(outcomes))
         # Before the claim: a worker that drains must not leave before it has looked for the jobs of lost ones.
         if maintains := clock.monotonic() >= self._maintain_at:
             self._maintain(store)

@@ -304,7 +304,7 @@ class Supervisor:
         if not self._signals:
             over = self.options.max_seconds is not None and now - started >= self.options.max_seconds
             full = self.options.max_jobs is not None and self.claimed_count >= self.options.max_jobs
-            busy = any(True for _ in self.pool.in_flight()) or self.pool.unwritten or self.link.unwritten()
+            busy = any(True for _ in self.pool.in_flight()) or self.pool.unwritten or self.link.unwritten() or self.link.events
             if over:
                 self._time_over = True
                 self._stop(now)

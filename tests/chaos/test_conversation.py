@@ -81,7 +81,7 @@ def test_progress_in_a_loop(fresh_dsn, ledger, gate):
         begun(ledger, "flooded")
         last = [(0.99999, "row 99999")]
         wait_until(
-            lambda: rows(fresh_dsn, "SELECT progress, progress_text FROM jobrunner.v_jobs") == last, timeout=5, what="the last to arrive"
+            lambda: rows(fresh_dsn, "SELECT progress, progress_text FROM jobrunner.v_jobs") == last, timeout=20, what="the last to arrive"
         )
         gate.touch()
         wait_for_states(fresh_dsn, 20, succeeded=1)
@@ -94,7 +94,7 @@ def test_lines_are_there_while_the_job_runs(dsn, ledger, gate):
     insert(dsn, "talk", 1, f"jsonb_build_object('gate', '{gate}')")
     with workers(dsn, ledger.path, "-c", "1", app=APP):
         begun(ledger, "talked")
-        wait_until(lambda: len(rows(dsn, LINES)) == 4, timeout=5, what="the lines to be there")
+        wait_until(lambda: len(rows(dsn, LINES)) == 4, timeout=20, what="the lines to be there")
         assert states(dsn) == {"running": 1}
         gate.touch()
         wait_for_states(dsn, 20, succeeded=1)

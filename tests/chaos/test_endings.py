@@ -36,7 +36,7 @@ def test_time_limit_ends_the_whole_process_group(dsn, ledger):
 @each_mode
 def test_graceful_stop_lets_jobs_finish(dsn, ledger, mode):
     """SIGTERM lets running jobs finish, gives back the others without an attempt, and exits 0."""
-    insert(dsn, mode.task, 10, "jsonb_build_object('number', n, 'seconds', 0.5)")
+    insert(dsn, mode.task, 200, "jsonb_build_object('number', n, 'seconds', 0.5)")
     with workers(dsn, ledger.path, *mode.slots(2)) as [worker]:
         wait_until(lambda: len(ledger.count("begin")) >= 2, timeout=20, what="two jobs to begin")
         assert worker.stop() == 0
@@ -79,7 +79,7 @@ def test_cancel_running_job(dsn, ledger, mode):
         wait_until(lambda: ledger.count("begin")["1"] == 1, timeout=20, what="the job to begin")
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("UPDATE jobrunner.jobs SET cancel_requested_at = now()")
-        wait_for_states(dsn, 10, cancelled=1)
+        wait_for_states(dsn, 30, cancelled=1)
     assert rows(dsn, "SELECT outcome, exit_cause FROM jobrunner.v_attempts") == [("cancelled", "cancelled")]
 
 

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
+from jobrunner.worker import procfs
 from tests.support.modes import each_mode
-from tests.support.waiting import wait_until
+from tests.support.waiting import seconds_until, wait_until
 from tests.support.workers import Ledger, alive, insert, rows, states, wait_for_states, workers
 
 pytestmark = pytest.mark.chaos
@@ -47,14 +48,13 @@ def test_twenty_kills_lose_no_job(fresh_dsn, ledger):
 @each_mode
 def test_rescued_within_a_lease_and_a_poll(fresh_dsn, ledger, mode):
     """The job of a worker killed -9 begins again elsewhere within one lease plus one poll."""
-    insert(fresh_dsn, mode.task, 1, "jsonb_build_object('number', n, 'seconds', 2)")
+    insert(fresh_dsn, mode.task, 1, "jsonb_build_object('number', n, 'seconds', 60)")
     with workers(fresh_dsn, ledger.path, *mode.slots(2), "--lease", "3s", "--poll", "1s", count=2) as both:
         wait_until(lambda: ledger.count("begin")["1"] == 1, timeout=20, what="the job to begin")
         holder = rows(fresh_dsn, "SELECT pid FROM jobrunner.v_workers w JOIN jobrunner.v_jobs j ON j.worker_id = w.id")[0][0]
         next(worker for worker in both if worker.process.pid == holder).kill()
-        killed = time.monotonic()
-        wait_until(lambda: ledger.count("begin")["1"] == 2, timeout=20, what="the job to begin again")
-        assert time.monotonic() - killed < 3 + 1 + 1, "later than lease + poll (and a second for a busy machine)"
+        seconds = seconds_until(lambda: ledger.count("begin")["1"] == 2, timeout=60, what="the job to begin again")
+        assert seconds < 3 + 1 + 1, "later than lease + poll (and a second for a busy machine)"
 
 
 def test_default_settings_after_a_kill(fresh_dsn, ledger):
@@ -62,7 +62,9 @@ def test_default_settings_after_a_kill(fresh_dsn, ledger):
     insert(fresh_dsn, "work", 200, "jsonb_build_object('number', n, 'seconds', 0.05)")
     with workers(fresh_dsn, ledger.path) as [worker]:
         wait_until(lambda: sum(ledger.count("end").values()) >= 80, timeout=60, what="the middle of the work")
+        below = worker.descendants()
         worker.kill()
+        wait_until(lambda: not any(map(alive, below)), timeout=20, what="the children, which may still begin what they have, to be gone")
     lines = ledger.lines()
     begun, ended = [n for event, n, *_ in lines if event == "begin"], [n for event, n, *_ in lines if event == "end"]
     slots = os.cpu_count() or 1
@@ -88,7 +90,7 @@ def test_paused_past_its_lease(fresh_dsn, ledger, mode):
         wait_until(lambda: ledger.count("begin")["1"] == 1, timeout=20, what="the job to begin")
         child = ledger.lines()[0][2]
         first.signal(signal.SIGSTOP)
-        with workers(fresh_dsn, ledger.path, "--lease", "2s", *mode.slots(1)) as [second]:
+        with workers(fresh_dsn, ledger.path, *mode.slots(1)) as [second]:
             wait_until(lambda: not alive(child), timeout=10, what="the template to end the children of a worker that stands still")
             wait_until(lambda: ledger.count("begin")["1"] == 2, timeout=15, what="the job to begin elsewhere")
             first.signal(signal.SIGCONT)
@@ -96,7 +98,7 @@ def test_paused_past_its_lease(fresh_dsn, ledger, mode):
             wait_for_states(fresh_dsn, 30, succeeded=1)
             assert ledger.count("end")["1"] == 1, "the superseded attempt went on to its end"
             assert rows(fresh_dsn, "SELECT lease, attempt FROM jobrunner.v_jobs") == [(2, 1)]
-            wait_until(lambda: "worker registered again" in first.text(), timeout=10, what="the first worker to register again")
+            wait_until(lambda: "worker registered again" in first.text(), timeout=30, what="the first worker to register again")
             insert(fresh_dsn, mode.task, 4)
             wait_for_states(fresh_dsn, 20, succeeded=5)
             assert second.stop() == 0
@@ -134,8 +136,8 @@ def test_worker_killed_leaves_no_process(fresh_dsn, ledger):
     insert(fresh_dsn, "spawn_and_sleep", 1, f"jsonb_build_object('pid_file', '{pid_file}')")
     with workers(fresh_dsn, ledger.path, "-c", "2") as [worker]:
         wait_until(lambda: pid_file.exists() and pid_file.read_text(), timeout=20, what="the job to start its process")
+        wait_until(lambda: len(worker.descendants()) >= 4, timeout=20, what="template, two children and the job's own process")
         below = worker.descendants()
-        assert len(below) >= 4, "template, two children and the job's own process"
         worker.kill()
         wait_until(lambda: not any(map(alive, below)), timeout=5, what="every process of the worker to be gone")
 
@@ -146,7 +148,8 @@ def test_template_killed(fresh_dsn, ledger, mode):
     insert(fresh_dsn, mode.task, 40, "jsonb_build_object('number', n, 'seconds', 0.05)")
     with workers(fresh_dsn, ledger.path, *mode.slots(2)) as [worker]:
         wait_until(lambda: sum(ledger.count("end").values()) >= 5, timeout=20, what="some jobs to be done")
-        os.kill(min(worker.descendants()), signal.SIGKILL)  # the oldest process below the worker
+        [template] = procfs.children(worker.process.pid)
+        os.kill(template, signal.SIGKILL)
         wait_for_states(fresh_dsn, 30, succeeded=40)
-        assert "template process died" in worker.text()
+        wait_until(lambda: "template process died" in worker.text(), timeout=20, what="the worker to see that it is dead")
         assert worker.stop() == 0

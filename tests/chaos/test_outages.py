@@ -37,8 +37,9 @@ def test_stopped_and_started_under_load(durable_server, ledger, how):
         wait_for_states(dsn, 60, succeeded=600)
         back = rows(dsn, "SELECT now()::text")[0][0]
         heartbeat = f"SELECT max(heartbeat_at) > '{back}' FROM jobrunner.v_workers"
-        wait_until(lambda: rows(dsn, heartbeat) == [(True,)], timeout=15, what="heartbeats to go on")
-        assert rows(dsn, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'jobrunner-listener'") == [(1,)]
+        wait_until(lambda: rows(dsn, heartbeat) == [(True,)], timeout=40, what="heartbeats to go on")
+        listeners = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'jobrunner-listener'"
+        wait_until(lambda: rows(dsn, listeners) == [(1,)], timeout=40, what="the listener to be back")
         assert worker.stop() == 0
         assert "lease lost" not in worker.text()
     assert len(ledger.count("end")) == 600

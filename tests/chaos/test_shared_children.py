@@ -68,7 +68,7 @@ def test_time_limit_interrupts_the_job_alone(dsn, ledger, mode):
 @each_shared_mode
 def test_soft_time_limit_is_raised_in_the_job(dsn, ledger, mode):
     """`soft_time_limit` raises in the thread or coroutine that it is for, under its public name."""
-    insert(dsn, IN_PYTHON[mode], 1, soft_time_limit="500ms")
+    insert(dsn, IN_PYTHON[mode], 1, soft_time_limit="2s")
     insert(dsn, BESIDE[mode], 1, "jsonb_build_object('number', 100, 'seconds', 3)")
     with workers(dsn, ledger.path, *SHARED[mode].slots(2), "--drain", app=APP) as [worker]:
         assert worker.wait() == 0

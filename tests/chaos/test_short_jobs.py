@@ -42,8 +42,8 @@ def test_an_end_does_not_wait_for_the_job_behind_it(dsn, ledger):
     short_then_long(dsn)
     with workers(dsn, ledger.path, "-c", "1", app=APP):
         wait_for_sleeper(ledger)
-        wait_until(lambda: states(dsn)["succeeded"] == KNOWN, timeout=5, what="the ends before it to be written")
-        wait_until(lambda: states(dsn)["queued"] == BEHIND, timeout=10, what="the jobs behind it to be given back")
+        wait_until(lambda: states(dsn)["succeeded"] == KNOWN, timeout=20, what="the ends before it to be written")
+        wait_until(lambda: states(dsn)["queued"] == BEHIND, timeout=20, what="the jobs behind it to be given back")
     assert set(ledger.count("begin").values()) == {1}
     assert rows(dsn, "SELECT DISTINCT attempt FROM jobrunner.v_jobs WHERE state = 'queued'") == [(0,)]
 

@@ -109,6 +109,10 @@ class Watch:
         # Forked processes share pages, which count once.
         return sum(resident for _, resident in used) > bound and (len(living) == 1 or sum(map(_proportional, living)) > bound)
 
+    def open(self) -> bool:
+        """Whether processes of some cell have not been seen to be gone yet."""
+        return any(sight.child and sight.gone_at is None for sight in self.sights.values())
+
     def left(self) -> set[int]:
         """Processes of cells that still run, but for children whose task ended."""
         ended = {sight.child for sight in self.sights.values() if sight.ended_at is not None}

@@ -201,13 +201,15 @@ def settle(*, session: Session) -> None:
 def stoppable(gate: str, stubborn: bool = False) -> None:
     """Wait for a wish to stop, and tell when it comes; a stubborn one swallows what is raised and goes on."""
     note("begin", current_job().id)
-    asked = False
-    while not Path(gate).exists():
-        if not asked and current_job().should_stop():
-            asked = True
-            note("asked", current_job().id)
-        try:
-            time.sleep(0.01)
+    asked = over = False
+    while not over:
+        try:  # around all of it: what is raised may come between any two instructions
+            while not Path(gate).exists():
+                if not asked and current_job().should_stop():
+                    asked = True
+                    note("asked", current_job().id)
+                time.sleep(0.01)
+            over = True
         except JobStopped as stop:
             note(f"stopped-{stop.reason}", current_job().id)
             if not stubborn:

@@ -43,8 +43,11 @@ def child(parent: int) -> None:
 
 
 @jobs.task(transactional=True, max_attempts=ENOUGH, max_crashes=ENOUGH, backoff="constant", backoff_base=0)
-def settle(number: int, seconds: float = 0.0, point: str | None = None, how: str = "", *, session: Session) -> int:
-    """One effect, one child, and one entry about the child in the job's transaction; with a trap in its first attempt."""
+def settle(number: int, seconds: float = 0.0, point: str | None = None, how: str = "", gate: str | None = None, *, session: Session) -> int:
+    """One effect, one child, and one entry about the child in the job's transaction; with a trap in its first attempt.
+
+    Later attempts wait in their body until the gate is there, if there is to be one.
+    """
     job = current_job()
     trap.set((point, how) if point is not None and job.lease == 1 else None)
     backend.set(session.scalar(text("SELECT pg_backend_pid()")))
@@ -55,6 +58,8 @@ def settle(number: int, seconds: float = 0.0, point: str | None = None, how: str
     session.execute(CHILD, {"id": job.id, "lease": job.lease, "child": enqueued.id})
     spring("written")
     time.sleep(seconds)
+    while gate is not None and job.lease > 1 and not Path(gate).exists():
+        time.sleep(0.01)
     spring("returning")
     return number
 

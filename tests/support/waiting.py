@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 POLL_SECONDS = 0.01
+STALL_SECONDS = 0.25  # between two looks: more than that is not the time that something takes, but that in which nobody went on
 
 
 def wait_until(predicate: Callable[[], T], *, timeout: float, what: str) -> T:
@@ -32,3 +33,17 @@ def wait_until(predicate: Callable[[], T], *, timeout: float, what: str) -> T:
         if late:
             raise AssertionError(f"after {timeout:g} s still not: {what} (last answer: {answer!r})")
         time.sleep(POLL_SECONDS)
+
+
+def seconds_until(predicate: Callable[[], T], *, timeout: float, what: str) -> float:
+    """Wait as `wait_until` does. Returns how long it took, without the time in which the machine stood still."""
+    looked, seconds = time.monotonic(), 0.0
+
+    def look() -> T:
+        nonlocal looked, seconds
+        answer, now = predicate(), time.monotonic()
+        looked, seconds = now, seconds + min(now - looked, STALL_SECONDS)
+        return answer
+
+    wait_until(look, timeout=timeout, what=what)
+    return seconds
