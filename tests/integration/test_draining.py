@@ -12,19 +12,18 @@ import pytest
 from jobrunner import clock
 from jobrunner.jobs import Succeeded
 from jobrunner.settings import parse_dsn
+from jobrunner.store import Store
 from jobrunner.worker.claimer import Claimer, Room
 from jobrunner.worker.link import Link
 from jobrunner.worker.supervisor import Supervisor
 
-NOTHING_DUE = SimpleNamespace(find_due=lambda _queues: [], finish=lambda _outcomes, _tally: [])
-
 
 @pytest.fixture
-def link(monkeypatch):
-    """Of a worker with two lanes, on a database with nothing that is due."""
-    made = Link(parse_dsn("postgresql://127.0.0.1:1/none", "here"), [Claimer(["default"], [], 1.0) for _ in range(2)], lambda: None)
+def link(dsn, connection, monkeypatch):
+    """Of a worker with two lanes, on a database with nothing that is due; its rounds are made by the test."""
+    made = Link(parse_dsn(dsn, "a test"), [Claimer(["default"], [], 1.0) for _ in range(2)], lambda: None)
     made._maintain_at = clock.monotonic() + 1000
-    monkeypatch.setattr(made, "_connected", lambda: NOTHING_DUE)
+    monkeypatch.setattr(made, "_connected", lambda: Store(connection))
     return made
 
 
