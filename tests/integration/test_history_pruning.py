@@ -204,7 +204,7 @@ def test_a_chore_stops_when_its_time_is_up(past):
     chore = HistoryPruner(budget=0.0)
     assert chore(Store(past.connection)) == Removed(dropped=(parts[2],), removed_count=1, more=True)
     assert past.parts() == [parts[1], parts[0]]
-    assert HistoryPruner()(Store(past.connection)).dropped == (parts[1], parts[0])
+    assert HistoryPruner(budget=PATIENCE)(Store(past.connection)).dropped == (parts[1], parts[0])
 
 
 def test_a_step_reads_a_bounded_part(past, monkeypatch):
@@ -272,7 +272,7 @@ def test_what_the_server_refuses_stops_nobody(past, database, caplog):
     """A day on which something of somebody else's depends is left, said once, on record, and the others go on."""
     stuck, other = past.day(190, ("add", "failed", 1)), past.day(185, ("add", "failed", 1))
     past.execute(f"CREATE VIEW public.mine AS SELECT id FROM jobrunner.{stuck}")
-    chore = HistoryPruner()
+    chore = HistoryPruner(budget=PATIENCE)
     removed = chore(Store(past.connection))
     assert removed.dropped == (other,)
     assert removed.refused[0][0] == stuck
@@ -290,7 +290,7 @@ def test_a_report_is_not_disturbed(past, sessions):
     reader, pruner, writer = sessions(), sessions(), sessions.impatient()
     with reader.connection.transaction():
         assert reader.one("SELECT count(*) FROM jobrunner.job_history") == 1
-        under_way = pruner.call(lambda: HistoryPruner()(pruner.store))
+        under_way = pruner.call(lambda: HistoryPruner(budget=PATIENCE)(pruner.store))
         writer.execute("SELECT count(*) FROM jobrunner.job_history")
         assert under_way.result(PATIENCE) == Removed(in_use=(part,))
     assert HistoryPruner()(pruner.store).dropped == (part,)
