@@ -24,6 +24,7 @@ from jobrunner.store import Database, Store
 from tests.support.cli import Program
 from tests.support.commands import clean_environment
 from tests.support.history import Past
+from tests.support.sessions import PATIENCE
 
 ENOSPC = "No space left on device"
 HOW_TO = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "retention.md"
@@ -152,7 +153,7 @@ def test_a_function_that_raises_keeps_the_rows(past, database):
 def test_a_chore_says_once_that_the_archive_fails(past, files, caplog):
     """A worker whose archive is gone says so once, keeps the rows, and goes on when it is back."""
     past.day(182, ("add", "failed", 3))
-    chore, store = HistoryPruner(files), Store(past.connection)
+    chore, store = HistoryPruner(files, budget=PATIENCE), Store(past.connection)
     files.directory.rmdir()
     for _ in range(3):
         assert chore(store).archived_count == 0

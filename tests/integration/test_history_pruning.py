@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import psycopg
@@ -21,6 +22,7 @@ from tests.support.sessions import PATIENCE, sessions_on
 
 DAY = timedelta(days=1)
 MINUTE = timedelta(minutes=1)
+GUEST = f"jobrunner_test_guest_{os.getpid()}"  # roles are of the server, which tests in other processes use at the same time
 
 
 @pytest.fixture
@@ -202,7 +204,7 @@ def test_a_chore_stops_when_its_time_is_up(past):
     chore = HistoryPruner(budget=0.0)
     assert chore(Store(past.connection)) == Removed(dropped=(parts[2],), removed_count=1, more=True)
     assert past.parts() == [parts[1], parts[0]]
-    assert HistoryPruner()(Store(past.connection)).dropped == (parts[1], parts[0])
+    assert HistoryPruner(budget=PATIENCE)(Store(past.connection)).dropped == (parts[1], parts[0])
 
 
 def test_a_step_reads_a_bounded_part(past, monkeypatch):
@@ -250,18 +252,18 @@ def test_a_replacement_is_attached_unread(past, monkeypatch):
 def test_a_login_that_does_not_own_the_tables(past, fresh_dsn, caplog):
     """A worker whose login may not drop anything says so once and goes on."""
     past.day(182, ("add", "failed", 1))
-    past.execute("DO $$ BEGIN CREATE ROLE jobrunner_test_guest; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
-    past.execute("GRANT USAGE ON SCHEMA jobrunner TO jobrunner_test_guest")
-    past.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobrunner TO jobrunner_test_guest")
+    past.execute(f"DO $$ BEGIN CREATE ROLE {GUEST}; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    past.execute(f"GRANT USAGE ON SCHEMA jobrunner TO {GUEST}")
+    past.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobrunner TO {GUEST}")
     caplog.set_level("INFO", "jobrunner.maintenance")
     try:
         with psycopg.connect(fresh_dsn, autocommit=True) as guest:
-            guest.execute("SET ROLE jobrunner_test_guest")
+            guest.execute(f"SET ROLE {GUEST}")
             chore = HistoryPruner()
             assert chore(Store(guest)) == Removed()
             assert chore(Store(guest)) == Removed()
     finally:
-        past.execute("DROP OWNED BY jobrunner_test_guest; DROP ROLE jobrunner_test_guest")
+        past.execute(f"DROP OWNED BY {GUEST}; DROP ROLE {GUEST}")
     assert past.held() == {("add", "failed"): 1}
     assert [record.getMessage() for record in caplog.records].count("old history stays: only the owner of the tables may remove it") == 1
 
@@ -270,7 +272,7 @@ def test_what_the_server_refuses_stops_nobody(past, database, caplog):
     """A day on which something of somebody else's depends is left, said once, on record, and the others go on."""
     stuck, other = past.day(190, ("add", "failed", 1)), past.day(185, ("add", "failed", 1))
     past.execute(f"CREATE VIEW public.mine AS SELECT id FROM jobrunner.{stuck}")
-    chore = HistoryPruner()
+    chore = HistoryPruner(budget=PATIENCE)
     removed = chore(Store(past.connection))
     assert removed.dropped == (other,)
     assert removed.refused[0][0] == stuck
@@ -288,7 +290,7 @@ def test_a_report_is_not_disturbed(past, sessions):
     reader, pruner, writer = sessions(), sessions(), sessions.impatient()
     with reader.connection.transaction():
         assert reader.one("SELECT count(*) FROM jobrunner.job_history") == 1
-        under_way = pruner.call(lambda: HistoryPruner()(pruner.store))
+        under_way = pruner.call(lambda: HistoryPruner(budget=PATIENCE)(pruner.store))
         writer.execute("SELECT count(*) FROM jobrunner.job_history")
         assert under_way.result(PATIENCE) == Removed(in_use=(part,))
     assert HistoryPruner()(pruner.store).dropped == (part,)

@@ -24,8 +24,9 @@ ALL = "SELECT id, state FROM jobrunner.v_jobs"
 
 
 @pytest.fixture
-def database(dsn) -> Iterator[Database]:
-    """A pool on the test's database."""
+def database(dsn, monkeypatch) -> Iterator[Database]:
+    """A pool on the test's database; counts, which are given up after a second, may take their time on a busy machine."""
+    monkeypatch.setattr("jobrunner.inspection.lists.COUNT_TIMEOUT", timedelta(minutes=1))
     opened = Database(parse_dsn(dsn, "test"))
     yield opened
     opened.close()

@@ -234,7 +234,13 @@ def test_a_list_that_takes_too_long_leaves_the_rest(connection, database, monkey
     seed(connection, 50)
     slow = sa.select(sa.func.pg_sleep(30))
     monkeypatch.setattr("jobrunner.inspection.glances.list_statements", lambda *_: iter([slow]))
-    monkeypatch.setattr("jobrunner.inspection.glances.reading", lambda database: inspection.reading(database, timedelta(milliseconds=200)))
+    monkeypatch.setattr("jobrunner.inspection.glances.reading", lambda database: inspection.reading(database, timedelta(minutes=1)))
+
+    def hurry(_connection, cursor, statement, *_) -> None:
+        if "pg_sleep" in statement:  # only this one: on a busy machine the others may take their time
+            cursor.execute("SET LOCAL statement_timeout = '200ms'")
+
+    sa.event.listen(database.engine, "before_cursor_execute", hurry)
     found = glance(database, "ready")
     assert isinstance(found.trouble, QueryTimeout)
     assert found.jobs == ()
