@@ -103,7 +103,7 @@ def _with_list(seen: Glance, reader: Reader, wanted: JobFilter, limit: int) -> G
         groups = read_error_groups(reader, wanted, limit + 1)
         return replace(seen, errors=groups[:limit], more=len(groups) > limit)
     rows: list[sa.Row[Any]] = []
-    for statement in list_statements(seen.view, wanted, limit + 1):
+    for statement in list_statements(seen.view, wanted, limit + 1, reader.at):
         rows += reader.connection.execute(statement).all()
         if len(rows) > limit:
             break
@@ -111,7 +111,7 @@ def _with_list(seen: Glance, reader: Reader, wanted: JobFilter, limit: int) -> G
     return replace(seen, jobs=tuple(job_row(row) for row in rows[:limit]), worker_names=names, more=len(rows) > limit)
 
 
-def list_statements(view: View, wanted: JobFilter, limit: int) -> Iterator[sa.Select[Any]]:
+def list_statements(view: View, wanted: JobFilter, limit: int, at: datetime) -> Iterator[sa.Select[Any]]:
     """The statements of a list of jobs, each only when those before it left room; none when the filter leaves no state of it.
 
     The tests read their plans.
@@ -124,7 +124,7 @@ def list_statements(view: View, wanted: JobFilter, limit: int) -> Iterator[sa.Se
             yield _ready_statement(wanted, limit, words)
     elif failed := frozenset(wanted.finished_words & set(_FAILED)):
         only = replace(wanted, states=failed, not_states=frozenset())
-        yield from page_statements(only, PastFilter(only), None, limit)
+        yield from page_statements(only, PastFilter(only, at), None, limit)
 
 
 def _running_statement(wanted: JobFilter, limit: int) -> sa.Select[Any]:

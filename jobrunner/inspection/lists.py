@@ -28,6 +28,7 @@ from jobrunner.schema import jobs as live
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from jobrunner.inspection.reading import Reader
     from jobrunner.store import Database
 
 DEFAULT_LIMIT = 50
@@ -58,7 +59,7 @@ def list_jobs(database: Database, *, filter: JobFilter | None = None, cursor: st
     start = cursors.decode(cursor) if cursor else None
     size = max(1, min(limit, MAX_LIMIT))
     with reading(database) as reader:
-        past = _past(reader.connection, wanted)
+        past = _past(reader, wanted)
         rows = read_page(reader.connection, page_statements(wanted, past, start, size + 1), size + 1)
         if start and start.newer and len(rows) <= size:
             # The newest end is reached: give the whole first page rather than the few rows before the cursor.
@@ -86,7 +87,7 @@ def count_jobs(database: Database, filter: JobFilter | None = None) -> Count:  #
     """
     wanted, number = filter or JobFilter(), 0
     with reading(database, COUNT_TIMEOUT) as reader:
-        for statement in count_statements(wanted, _past(reader.connection, wanted)):
+        for statement in count_statements(wanted, _past(reader, wanted)):
             number += reader.connection.scalar(statement) or 0
             if number > COUNT_CAP:
                 break
@@ -104,29 +105,29 @@ def count_states(database: Database, filter: JobFilter | None = None) -> dict[St
     for count in (_count_live_states, _count_finished_states):
         try:
             with reading(database, COUNT_TIMEOUT) as reader:
-                found.update(count(reader.connection, wanted))
+                found.update(count(reader, wanted))
         except QueryTimeout:
             continue
     return found
 
 
-def _count_live_states(connection: sa.Connection, wanted: JobFilter) -> dict[StateWord, Count]:
+def _count_live_states(reader: Reader, wanted: JobFilter) -> dict[StateWord, Count]:
     """One pass over the waiting jobs, which ends after LIVE_SAMPLE rows: a rare state has no index of its own to count by."""
     waiting: tuple[LiveWord, ...] = ("queued", "scheduled", "retrying")
     columns = (live.c.state, live.c.attempt, live.c.run_at)
     sample = sa.select(*columns).where(_QUEUED, *matching(live, wanted)).limit(LIVE_SAMPLE + 1).subquery()
     counts = [sa.func.count().filter(*_live_word(sample.c)[word]).label(word) for word in waiting]
     running = _number(_live_ids(wanted.with_state("running"))).scalar_subquery().label("running")
-    row = connection.execute(sa.select(*counts, sa.func.count().label("looked_at"), running)).one()._mapping  # noqa: SLF001  its public name
+    row = reader.connection.execute(sa.select(*counts, sa.func.count().label("looked_at"), running)).one()._mapping  # noqa: SLF001  its public name
     whole = row["looked_at"] <= LIVE_SAMPLE
     return {word: Count(min(row[word], COUNT_CAP), exact=row[word] <= COUNT_CAP and (whole or word == "running")) for word in LIVE_WORDS}
 
 
-def _count_finished_states(connection: sa.Connection, wanted: JobFilter) -> dict[StateWord, Count]:
-    past = _past(connection, wanted)
+def _count_finished_states(reader: Reader, wanted: JobFilter) -> dict[StateWord, Count]:
+    past = _past(reader, wanted)
     each = {word: some_ids(ranges(past.wanted.with_state(word)), COUNT_CAP + 1) for word in FINISHED_WORDS}
     counts = [_number(ids).scalar_subquery().label(word) for word, ids in each.items()]
-    row = connection.execute(sa.select(*counts)).one()
+    row = reader.connection.execute(sa.select(*counts)).one()
     return {word: Count(min(number, COUNT_CAP), exact=number <= COUNT_CAP) for word, number in zip(FINISHED_WORDS, row, strict=True)}
 
 
@@ -209,18 +210,18 @@ def _live_word(columns: Any) -> dict[LiveWord, tuple[sa.ColumnElement[bool], ...
     }
 
 
-def _past(connection: sa.Connection, wanted: JobFilter) -> PastFilter:
+def _past(reader: Reader, wanted: JobFilter) -> PastFilter:
     """The filter as it holds for finished jobs: `task:mail.*` turned into names, ids into the days that they finished on."""
     if wanted.ids and wanted.finished_words:
-        first, last = connection.execute(_SPAN, {"ids": list(wanted.ids)}).one()
-        return PastFilter(_nothing(wanted)) if first is None else PastFilter(wanted, (first, last))
+        first, last = reader.connection.execute(_SPAN, {"ids": list(wanted.ids)}).one()
+        return PastFilter(_nothing(wanted), reader.at) if first is None else PastFilter(wanted, reader.at, (first, last))
     if not any(pattern.prefix for pattern in wanted.tasks) or "succeeded" not in wanted.finished_words:
-        return PastFilter(wanted)
-    names = connection.scalars(_TASK_NAMES).all()
+        return PastFilter(wanted, reader.at)
+    names = reader.connection.scalars(_TASK_NAMES).all()
     meant = [name for name in names if any(pattern.matches(name) for pattern in wanted.tasks)]
     if len(names) > MAX_TASK_NAMES or len(meant) > MAX_NAMES:
-        return PastFilter(wanted)
-    return PastFilter(replace(wanted, tasks=tuple(Pattern(name) for name in meant)) if meant else _nothing(wanted))
+        return PastFilter(wanted, reader.at)
+    return PastFilter(replace(wanted, tasks=tuple(Pattern(name) for name in meant)) if meant else _nothing(wanted), reader.at)
 
 
 def _nothing(wanted: JobFilter) -> JobFilter:

@@ -38,18 +38,19 @@ class PastFilter:
 
     Attributes:
         wanted: the filter, patterns of tasks turned into names where history has few.
+        at: the database's time.
         span: the first and the last instant at which any of them can have finished; None: any.
     """
 
     wanted: JobFilter
+    at: datetime
     span: tuple[datetime, datetime] | None = None
 
     def parts(self, key: Key | None = None, *, newer: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
         """Conditions that divide history into what is looked at first, next to the key, and what only when that had too little."""
         if self.span is not None:
             return (finished.c.finished_at.between(*self.span),)
-        # By this machine's clock, if there is no key: wherever the border is, the two parts are all.
-        here = min(max((key and key.finished_at) or datetime.now(UTC), _EARLIEST), _LATEST)
+        here = min(max((key and key.finished_at) or self.at, _EARLIEST), _LATEST)
         border = sa.literal(here + NEXT_DAYS if newer else here - NEXT_DAYS)
         before, after = (finished.c.finished_at < border, finished.c.finished_at >= border)
         return (before, after) if newer else (after, before)

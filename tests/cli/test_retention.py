@@ -202,7 +202,8 @@ def test_cron_prunes_and_archives(tmp_path, fresh_dsn, past):
     def pruned() -> bool:
         said = program("cron", "--summary", env={"JOBRUNNER_ARCHIVE": str(tmp_path / "old")})
         assert (said.err, json.loads(said.out)["exit"]) == ("", 0)
-        return past.held() == {("mail", "succeeded"): 2}
+        left: dict[tuple[str, str], int] = past.held()
+        return left == {("mail", "succeeded"): 2}
 
     wait_until(pruned, timeout=60, what="runs, each of which takes half a second for it, to have removed what is too old")
     assert len(list((tmp_path / "old").glob("job_history_*.jsonl.gz"))) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -40,15 +41,24 @@ MAX_BUFFERS = 4_000  # of 8 kB, hit or read: a fifth of a per cent of what OFFSE
 HISTORY = """
 INSERT INTO jobrunner.job_history (id, task, args, queue, priority, tags, created_at, run_at, state, lease, attempt, max_attempts, backoff,
     backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, started_at, finished_at, wait_ms, run_ms)
-SELECT g, 'task.' || (g % 40), jsonb_build_object('n', g, 'pad', repeat('x', 100)), CASE WHEN g % 1000 = 41 THEN 'rare' ELSE 'q' || (g % 5) END, 0, '{}', t, t,
-    CASE WHEN g % 100 = 0 THEN 'failed' WHEN g % 1000 = 1 THEN 'quarantined' ELSE 'succeeded' END, 1, 1, 5, 'exponential',
+SELECT g, 'task.' || (g % 40), jsonb_build_object('n', g, 'pad', repeat('x', 100)), CASE WHEN g % 1000 = 41 THEN 'rare' ELSE 'q' || (g % 5) END, 0,
+    ARRAY[]::text[], t, t, CASE WHEN g % 100 = 0 THEN 'failed' WHEN g % 1000 = 1 THEN 'quarantined' ELSE 'succeeded' END, 1, 1, 5, 'exponential',
     '5 s', '1 h', 1, 0, 3, t, t + interval '1 s', 5, 30
-FROM (SELECT g, now() - interval '40 hours' + g * interval '1.4 s' AS t FROM generate_series(1, 100000) AS g) AS rows
+FROM (SELECT g, '{newest}'::timestamptz - interval '{span}' + g * interval '{step}' AS t FROM generate_series(1, {rows}) AS g) AS rows
 """
+# The end of a day, so that the hour at which this runs decides nothing: of a day of which a page leaves little, another index is cheaper.
+NEWEST = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 LIVE = """
 INSERT INTO jobrunner.jobs (id, task, args, queue, run_at)
 SELECT 200000 + g, 'task.' || (g % 40), '{}', 'q' || (g % 5), now() - g * interval '1 s' FROM generate_series(1, 20000) AS g
 """
+
+
+def fill(connection, *, rows=100_000, span="40 hours", step="1.4 s") -> None:
+    """Put finished jobs into history, each day into its partition."""
+    for ago in range(9):
+        Past(connection).day(ago)
+    connection.execute(HISTORY.format(newest=NEWEST, rows=rows, span=span, step=step))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +72,7 @@ def large_dsn(server) -> Iterator[str]:
 def large(large_dsn) -> Iterator[psycopg.Connection]:
     """A connection to a database with that many jobs, analysed."""
     with psycopg.connect(large_dsn, autocommit=True) as connection:
-        connection.execute(HISTORY)
+        fill(connection)
         connection.execute(LIVE)
         connection.execute("VACUUM ANALYZE jobrunner.job_history")
         connection.execute("VACUUM ANALYZE jobrunner.jobs")
@@ -119,7 +129,7 @@ def test_a_page_of_history_is_a_range_of_an_index(large, text, index, where) -> 
     wanted = parse(text)
     cursor = None if where == "newest" else middle(large, newer=where == "newer")
     used: set[str] = set()
-    for statement in page_statements(wanted, PastFilter(wanted), cursor, LIMIT):
+    for statement in page_statements(wanted, PastFilter(wanted, NEWEST), cursor, LIMIT):
         if "job_history" not in str(statement):
             continue
         plan = explain(large, statement)
@@ -138,8 +148,8 @@ NONE = ["queue:nobody", "queue:nobody task:task.3", "queue:nobody state:failed",
 def test_that_there_is_none_is_told_by_an_index(large, text) -> None:
     """A queue without jobs and a task that never failed cost a descent for each day, not a walk over all that others did."""
     wanted = replace(parse(text), not_states=frozenset(LIVE_WORDS))
-    statements = [*page_statements(wanted, PastFilter(wanted), None, LIMIT), *page_statements(wanted, PastFilter(wanted), middle(large), LIMIT)]
-    for statement in (*statements, *count_statements(wanted, PastFilter(wanted))):
+    statements = [*page_statements(wanted, PastFilter(wanted, NEWEST), None, LIMIT), *page_statements(wanted, PastFilter(wanted, NEWEST), middle(large), LIMIT)]
+    for statement in (*statements, *count_statements(wanted, PastFilter(wanted, NEWEST))):
         plan = explain(large, statement)
         assert plan.rows_read("job_history_2") == 0, plan.outline()
         assert plan.buffers <= LIMIT, plan.outline()
@@ -149,7 +159,7 @@ def test_that_there_is_none_is_told_by_an_index(large, text) -> None:
 def test_a_rare_queue_is_read_by_its_index(large, text) -> None:
     """Of a queue with one job in a thousand, its jobs are read and not those between them."""
     wanted = replace(parse(text), not_states=frozenset(LIVE_WORDS))
-    plans = [explain(large, statement) for statement in page_statements(wanted, PastFilter(wanted), None, LIMIT)]
+    plans = [explain(large, statement) for statement in page_statements(wanted, PastFilter(wanted, NEWEST), None, LIMIT)]
     assert 0 < sum(plan.rows_read("job_history_2") for plan in plans) <= RARE, [plan.outline() for plan in plans]
 
 
@@ -163,10 +173,10 @@ def test_the_indexes_hold_whatever_the_size_and_the_statistics(fresh_dsn, text, 
     """
     wanted = replace(parse(text), not_states=frozenset(LIVE_WORDS))
     with psycopg.connect(fresh_dsn, autocommit=True) as connection:
-        connection.execute(HISTORY.replace("100000)", f"{size})"))
+        fill(connection, rows=size)
         if statistics == "analysed":
             connection.execute("VACUUM ANALYZE jobrunner.job_history")
-        plans = [explain(connection, statement) for statement in page_statements(wanted, PastFilter(wanted), None, LIMIT)]
+        plans = [explain(connection, statement) for statement in page_statements(wanted, PastFilter(wanted, NEWEST), None, LIMIT)]
     assert sum(plan.rows_read("job_history") for plan in plans) <= SMALL, [plan.outline() for plan in plans]
 
 
@@ -186,11 +196,9 @@ def test_a_page_is_planned_for_the_next_days_first(fresh_dsn, text, where) -> No
     """The days next to the cursor by themselves, then all others; together they are the rows that are wanted, in their order."""
     wanted = replace(parse(text), not_states=frozenset(LIVE_WORDS))
     with psycopg.connect(fresh_dsn, autocommit=True) as connection:
-        for ago in range(1, 8):
-            Past(connection).day(ago)
-        connection.execute(HISTORY.replace("1.4 s", "60 s").replace("100000)", "10000)").replace("40 hours", "160 hours"))
+        fill(connection, rows=10_000, span="160 hours", step="60 s")
         cursor = None if where == "newest" else middle(connection, 5_000, newer=where == "newer")
-        near, far = page_statements(wanted, PastFilter(wanted), cursor, LIMIT)
+        near, far = page_statements(wanted, PastFilter(wanted, NEWEST), cursor, LIMIT)
         days = {scan["Relation Name"] for scan in explain(connection, near).scans("job_history_2")}
         others = {scan["Relation Name"] for scan in explain(connection, far).scans("job_history_2")}
         rows = [(row.finished_at, row.id) for statement in (near, far) for row in run(connection, statement)]
@@ -213,7 +221,7 @@ def test_jobs_by_their_ids_are_read_in_the_days_that_they_finished_on(large, lar
     """A page of ids looks for their days first, by a plan that is kept, and plans no others."""
     wanted = replace(parse("id:50000,50001"), not_states=frozenset(LIVE_WORDS))
     span = large.execute("SELECT min(finished_at), max(finished_at) FROM jobrunner.job_history WHERE id IN (50000, 50001)").fetchone()
-    (statement,) = page_statements(wanted, PastFilter(wanted, span), None, LIMIT)
+    (statement,) = page_statements(wanted, PastFilter(wanted, NEWEST, span), None, LIMIT)
     assert len({scan["Relation Name"] for scan in explain(large, statement).scans("job_history_2")}) <= 2
     plan = explain(large, SPAN.bindparams(ids=[50_000, 50_001]))
     assert not read_row_by_row(plan, "job_history_2"), plan.outline()
@@ -250,7 +258,7 @@ def test_a_job_is_looked_for_by_a_plan_that_is_kept(large, large_dsn) -> None:
 def test_a_page_of_live_jobs_is_a_range_of_the_primary_key(large, text) -> None:
     """The newest live jobs are read from the end of an index; a backlog of any size is not sorted."""
     wanted = parse(text)
-    plan = explain(large, next(page_statements(wanted, PastFilter(wanted), None, LIMIT)))
+    plan = explain(large, next(page_statements(wanted, PastFilter(wanted, NEWEST), None, LIMIT)))
     assert not read_row_by_row(plan, "jobs"), plan.outline()
     assert plan.rows_read("jobs") <= 10 * LIMIT, plan.outline()
 
@@ -259,7 +267,7 @@ def test_a_page_of_live_jobs_is_a_range_of_the_primary_key(large, text) -> None:
 def test_a_count_looks_at_no_more_rows_than_its_cap(large, text) -> None:
     """A capped count stops: it reads some tens of thousands of rows at most, not all there are."""
     wanted = parse(text)
-    for statement in count_statements(wanted, PastFilter(wanted)):
+    for statement in count_statements(wanted, PastFilter(wanted, NEWEST)):
         plan = explain(large, statement)
         assert plan.rows_read("job") <= 2 * COUNT_CAP, plan.outline()
 
@@ -364,20 +372,20 @@ def test_running_jobs_are_found_without_the_waiting_ones(large, text, analysed) 
         large.execute(RUNNING)
         if analysed:
             large.execute("ANALYZE jobrunner.jobs")
-        plan = explain(large, next(list_statements("running", parse(text), LIMIT)))
+        plan = explain(large, next(list_statements("running", parse(text), LIMIT, NEWEST)))
     assert plan.rows_read("jobs") == 40, plan.outline()
 
 
 @pytest.mark.parametrize(("text", "most"), [("", 5 * LIMIT + LIMIT), ("queue:q3 task:task.3", 10_000 + LIMIT), ("task:nothing", 50_000)])
 def test_ready_jobs_are_read_by_the_claim_index(large, text, most) -> None:
     """The next jobs of each queue and priority are read from the claim index, not the backlog; with a filter, a sample of it."""
-    plan = explain(large, next(list_statements("ready", parse(text), LIMIT)))
+    plan = explain(large, next(list_statements("ready", parse(text), LIMIT, NEWEST)))
     assert not read_row_by_row(plan, "jobs"), plan.outline()
     assert plan.rows_read("jobs") <= most + 20, plan.outline()
 
 
 def test_failed_jobs_are_a_range_of_an_index(large) -> None:
     """The newest failed and quarantined jobs are read by the index of those that did not succeed."""
-    plan = explain(large, next(list_statements("failed", parse(""), LIMIT)))
+    plan = explain(large, next(list_statements("failed", parse(""), LIMIT, NEWEST)))
     assert not read_row_by_row(plan, "job_history_2"), plan.outline()
     assert plan.rows_read("job_history_2") <= 40 * LIMIT, plan.outline()
