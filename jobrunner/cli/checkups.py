@@ -200,7 +200,7 @@ def _processes() -> set[str]:
     names = set()
     for entry in Path("/proc").glob("[0-9]*/comm"):
         try:
-            names.add(entry.read_text().strip())
+            names.add(os.fsdecode(entry.read_bytes()).strip())  # a process may call itself anything
         except OSError:  # it has just ended
             continue
     return names

@@ -183,6 +183,16 @@ def test_past_runs_of_another_interval(program):
     assert "missed" in found(program("doctor", "--cron", "--pool", "shop", "--every", "60s", "--json", ok=None))
 
 
+@pytest.mark.needs("linux")
+def test_processes_of_any_name(program):
+    """The look for a cron daemon goes past one whose name is no text."""
+    odd = "import pathlib, sys; pathlib.Path('/proc/self/comm').write_bytes(b'\\n) \\xff'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", odd], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        assert "never_ran" in found(program("doctor", "--cron", "--json", ok=None))
+        process.stdin.close()
+
+
 def test_real_runs_satisfy_it(program):
     """What `cron` itself leaves on record is what the doctor reads."""
     program("cron", "mail,default")

@@ -86,7 +86,10 @@ class Said:
     @property
     def json(self) -> Any:
         """The one document on stdout."""
-        return json.loads(self.out)
+        try:
+            return json.loads(self.out)
+        except json.JSONDecodeError as error:
+            raise AssertionError(f"exit {self.code} without one document: {error}\n{self.out}\n{self.err}") from error
 
     def lines(self) -> list[str]:
         """Lines of stdout."""
