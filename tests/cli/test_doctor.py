@@ -188,6 +188,8 @@ def test_processes_of_any_name(program):
     """The look for a cron daemon goes past one whose name is no text."""
     odd = "import pathlib, sys; pathlib.Path('/proc/self/comm').write_bytes(b'\\n) \\xff'); print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", odd], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
         assert process.stdout.readline()
         assert "never_ran" in found(program("doctor", "--cron", "--json", ok=None))
         process.stdin.close()
