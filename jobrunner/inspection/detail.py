@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from jobrunner.errors import JobNotFound
 from jobrunner.filters import MAX_ID
-from jobrunner.inspection.reading import Reader, reading
+from jobrunner.inspection.reading import PREPARED, Reader, reading
 from jobrunner.inspection.rows import FINISHED_COLUMNS, LIVE_COLUMNS, duration, job_row
 from jobrunner.inspection.values import AttemptRow, JobDetail
 from jobrunner.inspection.waiting import waiting_reason
@@ -80,8 +80,7 @@ _FINISHED = (
     _NONE.cast(_INSTANT).label("claimed_at"),
     _NONE.cast(_INSTANT).label("cancel_requested_at"),
 )
-_PREPARED = {"prepare": True}
-_LIVE_JOB = sa.select(*_LIVE).where(live.c.id == sa.bindparam("id")).execution_options(**_PREPARED)
+_LIVE_JOB = sa.select(*_LIVE).where(live.c.id == sa.bindparam("id")).execution_options(**PREPARED)
 # When it finished is looked for in every day, by a plan that is kept. The rest of the row is read from that day alone: a row so wide costs
 # each day that is in a plan as much as looking into it.
 _FINISHED_AT = (
@@ -89,7 +88,7 @@ _FINISHED_AT = (
     .where(finished.c.id == sa.bindparam("id"))
     .order_by(finished.c.finished_at.desc())
     .limit(1)
-    .execution_options(**_PREPARED)
+    .execution_options(**PREPARED)
 )
 _FINISHED_JOB = sa.select(*_FINISHED).where(finished.c.id == sa.bindparam("id"), finished.c.finished_at == sa.bindparam("finished_at"))
 # With the time, only days that may have attempts are planned and looked into: for half a year of them that takes longer than the reading.
@@ -98,7 +97,7 @@ _ATTEMPTS = sa.text(
     "a.error_type, a.message, a.traceback, a.fingerprint, a.exit_cause, a.peak_memory "
     "FROM jobrunner.v_attempts a LEFT JOIN jobrunner.workers w ON w.id = a.worker_id "
     "WHERE a.job_id = :id AND a.finished_at >= :since AND a.finished_at <= :until ORDER BY a.lease DESC, a.finished_at DESC LIMIT :most"
-).execution_options(**_PREPARED)
+).execution_options(**PREPARED)
 # NULL for who may not read the sequence.
 _WAS_GIVEN = sa.text("SELECT last_value >= :id FROM pg_sequences WHERE schemaname = 'jobrunner' AND sequencename = 'jobs_id_seq'")
 

@@ -20,7 +20,7 @@ from jobrunner.inspection import cursors
 from jobrunner.inspection.conditions import matching
 from jobrunner.inspection.cursors import Cursor, Key
 from jobrunner.inspection.ranges import MAX_NAMES, PastFilter, count_parts, page_parts, ranges, some_ids
-from jobrunner.inspection.reading import reading
+from jobrunner.inspection.reading import PREPARED, reading
 from jobrunner.inspection.rows import LIVE_COLUMNS, job_row
 from jobrunner.inspection.values import Count, JobRow, Page
 from jobrunner.schema import jobs as live
@@ -178,7 +178,7 @@ def count_statements(wanted: JobFilter, past: PastFilter) -> Iterator[sa.Select[
         yield _number(_live_ids(wanted))
     if past.wanted.finished_words:
         for ids in count_parts(past, COUNT_CAP + 1):
-            yield _number(ids).execution_options(**_PREPARED)
+            yield _number(ids).execution_options(**PREPARED)
 
 
 def _live_ids(wanted: JobFilter) -> sa.Select[Any]:
@@ -231,17 +231,16 @@ def _nothing(wanted: JobFilter) -> JobFilter:
 
 # Both look into every day, which takes longer to plan than to do. Names: a loose scan, one index descent for each task that there is, not
 # one row read for each job.
-_PREPARED = {"prepare": True}
 _SPAN = sa.text(
     "SELECT min(finished_at), max(finished_at) FROM jobrunner.job_history WHERE id = ANY (ARRAY(SELECT unnest(CAST(:ids AS bigint[]))))"
-).execution_options(**_PREPARED)
+).execution_options(**PREPARED)
 _TASK_NAMES = sa.text(
     "WITH RECURSIVE names AS ("  # noqa: S608  constants
     "(SELECT task FROM jobrunner.job_history ORDER BY task LIMIT 1) UNION ALL "
     "SELECT (SELECT h.task FROM jobrunner.job_history h WHERE h.task > names.task ORDER BY h.task LIMIT 1) "
     "FROM names WHERE names.task IS NOT NULL"
     f") SELECT task FROM names WHERE task IS NOT NULL LIMIT {MAX_TASK_NAMES + 1}"
-).execution_options(**_PREPARED)
+).execution_options(**PREPARED)
 
 
 def _cursor(row: JobRow, *, newer: bool) -> str:

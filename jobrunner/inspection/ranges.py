@@ -100,8 +100,8 @@ def count_parts(past: PastFilter, most: int) -> Iterator[sa.Select[Any]]:
 def some_ids(parts: Sequence[Range], most: int) -> sa.Select[Any]:
     """The ids of jobs in these ranges, at most so many."""
     # A literal: what is prepared is planned for a number of rows, not for any.
-    most_: Any = sa.literal_column(str(most))
-    return _merged([each.select([finished.c.id], most_) for each in parts]).limit(most_)
+    cap: Any = sa.literal_column(str(most))
+    return _merged([each.select([finished.c.id], cap) for each in parts]).limit(cap)
 
 
 def _page(parts: Sequence[Range], key: Key | None, limit: int, *, newer: bool) -> sa.Select[Any]:

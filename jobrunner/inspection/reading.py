@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 READ_TIMEOUT = timedelta(seconds=2)  # a page that needs longer is not looked at; a query that runs longer disturbs the workers
 LOCK_TIMEOUT = timedelta(milliseconds=500)  # a migration holds its locks for longer than a reader should queue behind them
+PREPARED = {"prepare": True}  # an execution option, for what looks into every day: that takes longer to plan than to do
 
 _REFUSED = ("28", "3D")  # classes of SQLSTATE: login refused, no such database
 
