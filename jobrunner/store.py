@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jobrunner.jobs import Leaving, LogLine, Note, WorkerCounts, WorkerSight
     from jobrunner.settings import Dsn
 
+UNGATED = 99  # jobs that a claim may take however many others claim; `claim.sql` has the next number
 FROM_THE_START = (datetime(1969, 12, 31, tzinfo=UTC), 0)  # a floor below every key that the CHECK on run_at allows
 
 # After which statements a batch of each ending is through; each takes what the one before it left. `abort` comes last because a
@@ -59,6 +60,10 @@ class LostWorker(NamedTuple):
     name: str
 
 
+class Crowded(Exception):
+    """As many others are claiming from this queue at this moment as is useful; nothing was taken. Ask again soon, or for fewer jobs."""
+
+
 class Store:
     """The statements of Jobrunner on one connection, which must be in autocommit mode. Not thread-safe."""
 
@@ -80,7 +85,11 @@ class Store:
     def claim(
         self, worker_id: int, tasks: Sequence[str], queue: str, priority: int, take: int, floor: Floor | None = None
     ) -> list[ClaimedJob]:
-        """Take at most `take` due jobs of one queue and priority, oldest first. Empty when the worker's lease has expired."""
+        """Take at most `take` due jobs of one queue and priority, oldest first. Empty when the worker's lease has expired.
+
+        Raises:
+            Crowded: two others are claiming many jobs of this queue, and `take` is more than `UNGATED`.
+        """
         run_at, last_id = floor or FROM_THE_START
         cursor = self._run(
             "claim",
@@ -89,7 +98,10 @@ class Store:
                 "floor_run_at": run_at, "floor_id": last_id, "take": take,
             },
         )  # fmt: skip
-        return sorted((ClaimedJob._make(row) for row in cursor.fetchall()), key=_claim_order)
+        rows = cursor.fetchall()
+        if rows and rows[0][0] is None:  # the id of what the closed gate returns
+            raise Crowded
+        return sorted((ClaimedJob._make(row) for row in rows), key=_claim_order)
 
     def finish(self, outcomes: Iterable[Outcome], tally: Counter[str] | None = None) -> list[Outcome]:
         """Write the outcomes of attempts, fenced, in one transaction.

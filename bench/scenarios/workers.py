@@ -23,6 +23,7 @@ READY_PATIENCE = 240.0  # seconds: 64 interpreters start on two cores
 SETTLING = 1.0  # seconds
 WAKE = {"task": "noop", "count": 1, "pause": 0}
 WITH_PEERS = ("bare", "pgqueuer")
+PEERS_AT_MOST = 8  # workers of a peer: 64 of PgQueuer take ten minutes of a run, and nobody promises anything for them
 
 
 def _ready(contender: Contender, workers: Workers, count: int) -> None:
@@ -72,6 +73,7 @@ def _entries(peers: Sequence[Peer], sizes: Sizes) -> list[Entry]:
         for peer in peers
         if peer.kind == "ours" or peer.name in WITH_PEERS
         for count in counts
+        if peer.kind != "peer" or count <= PEERS_AT_MOST
     ]
 
 

@@ -7,12 +7,13 @@ rows that committed late, were retried, or are more urgent.
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jobrunner import clock
-from jobrunner.store import Floor
+from jobrunner.store import UNGATED, Crowded, Floor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 RESCAN = 0.25  # seconds between scans from the start while claims keep coming back full
 SCAN_SHARE = 10  # a scan that took t seconds is not repeated within t times this: under a pinned snapshot it walks every dead entry
 WALKS = 2  # over the dead entries: of the look at what is due, and of the claim that follows without a floor if there is something
+STEP_BACK = 0.02  # seconds until a claim is tried again for which others were in the way; doubled each time
+LONGEST_STEP_BACK = 0.25  # seconds: 64 workers that look in four times a second are a few per cent of a core
+MOST_DOUBLINGS = 10
+CROWD_PATIENCE = 2.0  # seconds: somebody stands in the gate then, such as a process that was stopped while its claim was being sent
 MAX_BATCH = 1000  # jobs a claim may take: more makes rows wait in memory and commits long
 
 
@@ -56,6 +61,8 @@ class Claimer:
         self._scanned_at = 0.0
         self._scan_costs: deque[float] = deque([0.0], maxlen=3)
         self._turn = 0
+        self._crowded = 0  # times in a row that others were in the way
+        self._crowded_since = 0.0
         self._held_back: set[str] = set()  # queues that may have more due than their own bound lets in
 
     def wants(self, room: Room, now: float) -> bool:
@@ -69,30 +76,56 @@ class Claimer:
 
     def claim(self, store: Store, worker_id: int, room: Room) -> list[ClaimedJob]:
         """Claim at most `room`, the most urgent first. Sets `next_at`, and `idle` when a fresh scan found nothing due."""
-        began = clock.monotonic()
         taken: list[ClaimedJob] = []
         self.idle = False
+        try:
+            self._take(store, worker_id, room, taken)
+        except Crowded:
+            if not self._crowded or clock.monotonic() < self._crowded_since + CROWD_PATIENCE:
+                self._step_back()
+            else:
+                room.total = min(room.total, UNGATED)
+                self._take(store, worker_id, room, taken)
+        else:
+            self._crowded = 0
+        return taken
+
+    def _step_back(self) -> None:
+        """Let others claim first and come back a little later each time: who waits outside costs nobody anything.
+
+        The floors stay, and no scan is due meanwhile but for the usual look for what is more urgent: what was due still is.
+        """
+        now = clock.monotonic()
+        if not self._crowded:
+            self._crowded_since = now
+        pause = min(LONGEST_STEP_BACK, STEP_BACK * 2 ** min(self._crowded, MOST_DOUBLINGS))
+        self._crowded += 1
+        self._held_back.clear()  # or a queue with a bound of its own would have the next claim at once
+        self._scan_at = max(self._scan_at, self._scanned_at + self.poll)
+        self.next_at = now + pause * random.uniform(0.5, 1.0)  # noqa: S311  jitter, not a secret
+
+    def _take(self, store: Store, worker_id: int, room: Room, taken: list[ClaimedJob]) -> None:
+        began = clock.monotonic()
         room.total = min(room.total, MAX_BATCH)  # what is taken then is full: it says nothing of where the queue ends
         if self._floors and began < self._scan_at:
             full = self._claim_known(store, worker_id, room, taken)
             if full:
                 self.next_at = 0.0
             if full or (taken and began < self.next_at):  # the latter: only a bounded queue had room, the others' time is to come
-                return taken
+                return
         allowed_at = self._scanned_at + self._scan_pause()
         if clock.monotonic() < allowed_at:
             self.next_at = allowed_at
-            return taken
+            return
         looked = clock.monotonic()
         due_in = self._scan(store)
-        cost = (clock.monotonic() - looked) * (WALKS if self._floors else 1)
-        full = self._claim_known(store, worker_id, room, taken) if self._floors else False
         self._scanned_at = clock.monotonic()
+        cost = (self._scanned_at - looked) * (WALKS if self._floors else 1)
+        full = self._claim_known(store, worker_id, room, taken) if self._floors else False
         self._scan_costs.append(cost)
         self._scan_at = self._scanned_at + max(RESCAN, self._scan_pause())
         self.idle = not taken and not full
         self.next_at = 0.0 if full else clock.monotonic() + (min(self.poll, due_in) if not taken else min(self.poll, due_in, RESCAN))
-        return taken
 
     def _scan_pause(self) -> float:
         """How long a scan must wait after the last: nothing while scans are cheap. What they claim is no cost of theirs.

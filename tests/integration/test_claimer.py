@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from jobrunner import clock
-from jobrunner.store import Store
+from jobrunner.store import UNGATED, Store
 from jobrunner.worker import claimer as claims
 from jobrunner.worker.claimer import Claimer, Room
 from tests.support.rows import Scene
@@ -96,3 +96,68 @@ def test_only_the_walk_puts_the_next_look_off(dsn, store, worker, monkeypatch, s
         assert len(claimer.claim(store, worker, Room(2))) == 2
         now += claims.RESCAN
     assert store.looks == looks
+
+
+@pytest.fixture
+def closed(dsn, worker):
+    """The gate of the queue `default`, in which two large claims stand until the test ends."""
+    with psycopg.connect(dsn) as one, psycopg.connect(dsn) as two:
+        for connection in (one, two):
+            Store(connection).claim(worker, ["another"], "default", 0, UNGATED + 1)
+        yield
+        one.rollback()
+        two.rollback()
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Pauses so long that a machine that stands still for a while does not hide them."""
+    monkeypatch.setattr(claims, "STEP_BACK", 20.0)
+    monkeypatch.setattr(claims, "LONGEST_STEP_BACK", 200.0)
+
+
+@pytest.mark.usefixtures("closed", "slow")
+def test_who_finds_the_gate_closed_comes_back_later_each_time(dsn, store, worker):
+    """A claimer in a crowd takes nothing, is not idle, and asks again after a pause that grows; it does not scan meanwhile."""
+    insert(dsn, TASK, UNGATED + 1, queue="default")
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    pauses = []
+    for _ in range(3):
+        assert claimer.claim(store, worker, Room(UNGATED + 1)) == []
+        assert not claimer.idle
+        pauses.append(claimer.next_at - clock.monotonic())
+    assert 0 < pauses[0] <= claims.STEP_BACK
+    assert pauses[0] < pauses[2] <= claims.LONGEST_STEP_BACK
+    assert store.looks == 1
+    assert not claimer.wants(Room(UNGATED + 1), clock.monotonic())
+    claimer.wake()
+    assert claimer.wants(Room(UNGATED + 1), clock.monotonic())
+
+
+@pytest.mark.usefixtures("closed")
+def test_who_finds_the_gate_closed_for_long_claims_few_past_it(dsn, store, worker, monkeypatch):
+    """When somebody stands in the gate and does not move, others go on with small claims; they ask for many first, each time."""
+    monkeypatch.setattr(claims, "CROWD_PATIENCE", 0.0)
+    insert(dsn, TASK, 3 * UNGATED, queue="default")
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    assert claimer.claim(store, worker, Room(UNGATED + 1)) == []
+    assert [len(claimer.claim(store, worker, Room(UNGATED + 1))) for _ in range(2)] == [UNGATED, UNGATED]
+
+
+@pytest.mark.usefixtures("slow")
+def test_an_open_gate_ends_the_small_claims(dsn, store, worker, monkeypatch):
+    """As soon as those in the gate are through, claims are large again and the pauses are forgotten."""
+    monkeypatch.setattr(claims, "CROWD_PATIENCE", 0.0)
+    insert(dsn, TASK, 3 * (UNGATED + 1), queue="default")
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    with psycopg.connect(dsn) as one, psycopg.connect(dsn) as two:
+        for connection in (one, two):
+            Store(connection).claim(worker, ["another"], "default", 0, UNGATED + 1)
+        assert claimer.claim(store, worker, Room(UNGATED + 1)) == []
+        assert len(claimer.claim(store, worker, Room(UNGATED + 1))) == UNGATED
+        one.rollback()
+        assert len(claimer.claim(store, worker, Room(UNGATED + 1))) == UNGATED + 1
+        Store(one).claim(worker, ["another"], "default", 0, UNGATED + 1)
+        assert claimer.claim(store, worker, Room(UNGATED + 1)) == []
+        assert 0 < claimer.next_at - clock.monotonic() <= claims.STEP_BACK
+        two.rollback()

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from jobrunner.states import State
-from jobrunner.store import Floor
+from jobrunner.store import UNGATED, Crowded, Floor
 from tests.support.rows import ALIVE, EXPIRED, TASK, fenced_parameters
 from tests.support.sessions import PATIENCE
 
@@ -145,3 +145,22 @@ def test_jobs_of_a_claim_that_commits_after_the_worker_was_given_up_are_found_la
     scene.age_worker(worker, "rescued_at = rescued_at - interval '61 seconds'")
     assert rescued(rescuer) == ([], 1)  # no news of the worker, but of its job
     assert scene.state(job_id) is State.QUEUED
+
+
+def test_no_more_than_two_claim_many_jobs_of_a_queue_at_once(scene, sessions):
+    """While two large claims are under way a third takes nothing and does not wait; a small one, and another queue's, pass."""
+    for queue in ("default", "other"):
+        for _ in range(UNGATED + 1):
+            scene.job(queue=queue)
+    worker, many = scene.worker(), UNGATED + 1
+    inside, third = [sessions() for _ in range(2)], sessions.impatient()
+    with inside[0].connection.transaction(force_rollback=True):
+        assert len(inside[0].store.claim(worker, [TASK], "default", 0, many)) == many
+        with inside[1].connection.transaction(force_rollback=True):
+            assert inside[1].store.claim(worker, [TASK], "default", 0, many) == []
+            with pytest.raises(Crowded):
+                third.store.claim(worker, [TASK], "default", 0, many)
+            assert third.store.claim(worker, [TASK], "default", 0, UNGATED) == []  # the first has them all, but nobody is in the way
+            assert len(third.store.claim(worker, [TASK], "other", 0, many)) == many
+        assert third.store.claim(worker, [TASK], "default", 0, many) == []
+    assert len(third.store.claim(worker, [TASK], "default", 0, many)) == many
