@@ -80,7 +80,7 @@ class JobContext:
 
     __slots__ = (
         "_allowance", "_checkpoint", "_pending", "_said", "_spent_at", "_timer", "_voice", "_words", "attempt", "deadline", "fenced", "id",
-        "interruptible", "lease", "log", "log_bytes", "log_level", "log_lines", "max_attempts", "owner", "queue", "session",
+        "interruptible", "lease", "log", "log_bytes", "log_level", "log_lines", "max_attempts", "owed", "owner", "queue", "session",
         "soft_seconds", "stop_reason", "task",
     )  # fmt: skip
 
@@ -108,6 +108,7 @@ class JobContext:
         self.soft_seconds: float | None = None
         self.stop_reason: str | None = None
         self.interruptible = False  # whether an exception may be raised in the task at this moment
+        self.owed: BaseException | None = None  # an interrupt that came while none may be raised: the task's code begins with it
         self.fenced = lease > 0  # whether what it enqueues is refused once it is superseded; not for `jobrunner run`, which has no row
         self._voice: Voice = voice or Silence()
         self._checkpoint = checkpoint

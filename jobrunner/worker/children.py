@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PROCESS, THREADS, ASYNC = "process", "threads", "async"  # the ways in which a child runs its jobs
 
-AHEAD = 0.02  # seconds of work for each slot of a child that it may hold: covers a round trip to the database, and is taken back when old
+AHEAD = 0.02  # seconds of work for each slot of a child that it may hold at least: covers a round trip to the database, usually
 MAX_AHEAD = 400  # jobs waiting at a child, at most
 STALE = 0.1  # seconds after which jobs waiting behind running ones are taken back
 MOVE_AFTER = 0.005  # seconds of waiting that are worth taking a job to a slot that is free: for less, moving costs as much
@@ -232,22 +232,22 @@ class Child:
         """Whether the jobs that wait here are work for so long, going by run times."""
         return len(self.runs) > self.capacity and self.load - sum(run.expected for run in self.active()) > seconds * self.capacity
 
-    def ahead(self, mean: float | None, now: float) -> int:
+    def ahead(self, mean: float | None, now: float, hold: float) -> int:
         """How many more jobs of the usual kind may wait here: none while run times are unknown, what runs takes its time, or enough wait.
 
-        Below half of what it may hold it is filled up: many at a time cost less than one by one.
+        `hold` is seconds of work for each slot. Below half of what it may hold it is filled up: many at a time cost less than one by one.
         """
         waiting = max(0, len(self.runs) - self.capacity)
-        budget = AHEAD * self.capacity
+        budget = hold * self.capacity
         if mean is None or self.load > budget / 2 or waiting > MAX_AHEAD // 2:
             return 0
         if len(self.runs) >= self.capacity and now - self.newest > MOVE_AFTER + mean:
             return 0
         return min(MAX_AHEAD - waiting, int((budget - self.load) / mean))
 
-    def fits_behind(self, run: Run) -> bool:
-        """Whether a job may wait behind those that are here."""
-        if run.alone or self.load + run.expected > AHEAD * self.capacity:
+    def fits_behind(self, run: Run, hold: float) -> bool:
+        """Whether a job may wait behind those that are here, with `hold` seconds of work for each slot."""
+        if run.alone or self.load + run.expected > hold * self.capacity:
             return False
         return run.limits is self.last_limits or self.group is None or _held(run.limits) == _held(self.last_limits)
 

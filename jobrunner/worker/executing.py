@@ -20,6 +20,7 @@ from jobrunner.errors import Cancel, Fail, JobControl, JobStopped, Retry, Snooze
 from jobrunner.jobs import Ending
 from jobrunner.texts import cut, storable
 from jobrunner.worker.failures import MESSAGE_LIMIT, describe
+from jobrunner.worker.voices import pay
 from jobrunner.worker.wire import DONE, MICROSECONDS, OK
 
 if TYPE_CHECKING:
@@ -138,13 +139,10 @@ def _stored(jobs: JobRunner, value: Any) -> str | None:
     return None if value is None else payload.encode_result(value, jobs.max_result_bytes)
 
 
-def interruptible(context: JobContext, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call task code; only inside may an interrupt raise."""
-    context.interruptible = True
-    try:
-        return function(*args, **kwargs)
-    finally:
-        context.interruptible = False
+def never_begin(value: Any) -> None:
+    """A coroutine that is not going to be awaited: Python would warn of it."""
+    if inspect.iscoroutine(value):
+        value.close()
 
 
 class InProcess:
@@ -157,8 +155,10 @@ class InProcess:
         """The `call` of `execute` for one attempt."""
 
         def call(task: Task[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-            context.interruptible = True  # as `interruptible` does, without a call more for each job
             try:
+                context.interruptible = True  # a signal from here on raises; one that came before has left what is owed
+                if context.owed is not None:
+                    pay(context)
                 value = task.fn(*args, **kwargs)
             finally:
                 context.interruptible = False
@@ -171,8 +171,11 @@ class InProcess:
 
     async def _await(self, context: JobContext, value: Any) -> Any:
         self.ear.coroutine, self.ear.pending = asyncio.current_task(), None
-        context.interruptible = True
         try:
+            context.interruptible = True
+            if context.owed is not None:
+                never_begin(value)
+                pay(context)
             return await value
         except asyncio.CancelledError:
             if self.ear.pending is not None:

@@ -10,13 +10,16 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobrunner.jobs import ClaimedJob, Ending, Outcome, Unsuccessful
-from jobrunner.worker.children import MOVE_AFTER, NO_LIMITS, PROCESS, STALE, Child, Run
+from jobrunner.worker.children import AHEAD, MOVE_AFTER, NO_LIMITS, PROCESS, STALE, Child, Run
 from jobrunner.worker.log import logger
 from jobrunner.worker.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
+MOST_AHEAD = 0.08  # seconds of work for each slot of a child: what waits for longer than `STALE` would be taken back
+ROUNDS = 2  # of the link that the work in hand has to last for: a claim may just have missed one
+_SMOOTHING = 0.2  # weight of the newest round
 REPLACE_AFTER = 1.0  # seconds a child must have lived to be replaced at once when it dies without a job: no storm of forks
 MOST_SOLO = 4  # processes for suspects beside a shared child: each of them is one more copy of what the application keeps in memory
 _SLACK = 0.05  # of the mean run time that a slot may stay empty so that the next claim serves several
@@ -48,6 +51,8 @@ class Lane:
         self.outcomes: list[Outcome] = []
         self.captured: Container[str] = ()  # tasks whose output goes into their jobs' logs
         self.pace = Pace()
+        self.hold = AHEAD  # seconds of work for each slot that a child may have in hand
+        self._round_seconds = 0.0
         self._fork_at: list[float] = []  # of children that died young, without a job: when each may be replaced
         self._free_since: float | None = None
         self._prepare = prepare
@@ -108,7 +113,7 @@ class Lane:
             unused = child.capacity - len(child.runs)
             free = min(unused, left) if unused > 0 and left > 0 else 0
             left -= free
-            ahead = child.ahead(self.pace.mean, now) if free >= unused else 0
+            ahead = child.ahead(self.pace.mean, now, self.hold) if free >= unused else 0
             if free or ahead:
                 openings.append(Opening(child, free, ahead))
         return openings
@@ -122,6 +127,11 @@ class Lane:
                 yield run.job
             if child.reserved is not None:
                 yield child.reserved
+
+    def fetched(self, seconds: float) -> None:
+        """A round with a claim took so long: where the database is slow or far, or many workers are at it, more work has to be in hand."""
+        self._round_seconds += _SMOOTHING * (seconds - self._round_seconds)
+        self.hold = min(MOST_AHEAD, max(AHEAD, ROUNDS * self._round_seconds))
 
     # -- handing out
 
@@ -151,7 +161,7 @@ class Lane:
         for place in range(min(share, opening.free + opening.ahead, len(self.backlog))):
             job = self.backlog[0]
             run = self._run(job)
-            if place >= opening.free and not child.fits_behind(run):
+            if place >= opening.free and not child.fits_behind(run, self.hold):
                 waiting.append(self.backlog.popleft())
                 break
             if job.suspect:

@@ -39,6 +39,7 @@ MAINTENANCE = 1.0  # seconds between looks for lost workers and cancellations
 _MAX_BACKOFF = 5.0  # seconds between attempts to reach a database that is away
 _BATCH = 1000  # outcomes of one transaction
 _LINGER = 0.005  # seconds that outcomes of short jobs wait for more of them: a statement for many costs half of what several for few do
+_MOST_LINGER = 0.05  # seconds; in between, as long as the last ones took to write: a database that is slow gets fewer, larger statements
 _ENOUGH = 250  # outcomes for which that is not worth it any more
 
 
@@ -68,6 +69,7 @@ class Link(threading.Thread):
         self._notebook = notebook.Notebook()
         self._write_at = 0.0  # when the outcomes that wait are to be written
         self._claims = 0
+        self._linger = _LINGER
         self._claiming = True
         self._closing = False
         self._woken = False
@@ -96,7 +98,7 @@ class Link(threading.Thread):
             now = clock.monotonic()
             fresh = bool(outcomes) and not self._outcomes
             if fresh or not may_wait:
-                self._write_at = now + _LINGER if may_wait else 0.0
+                self._write_at = now + self._linger if may_wait else 0.0
             self._outcomes += outcomes
             self._starts += starts
             if seen == self._claims:
@@ -189,6 +191,7 @@ class Link(threading.Thread):
 
     def _round(self) -> None:
         store = self._connected()
+        began = clock.monotonic()
         with self._condition:
             outcomes, starts = self._outcomes[:_BATCH], self._starts[:]
         if starts:
@@ -199,6 +202,7 @@ class Link(threading.Thread):
         self._write_words(store, at_once=bool(outcomes) or self._closing)
         if outcomes:
             self.finisher.write(store, outcomes)
+            self._linger = min(_MOST_LINGER, max(_LINGER, clock.monotonic() - began))
             with self._condition:  # told as well: who sees nothing unwritten finds the word that something was, which may be due again
                 del self._outcomes[: len(outcomes)]
                 self._tell("written", len(outcomes))
@@ -207,7 +211,7 @@ class Link(threading.Thread):
         # Before the claim: a worker that drains must not leave before it has looked for the jobs of lost ones.
         if maintains := clock.monotonic() >= self._maintain_at:
             self._maintain(store)
-        self._claim(store)
+        self._claim(store, began)
         if maintains:
             self._chores.mind(store, self.worker_id)
 
@@ -235,7 +239,7 @@ class Link(threading.Thread):
         for note in superseded:
             self._tell("superseded", (note.id, note.lease))
 
-    def _claim(self, store: Store) -> None:
+    def _claim(self, store: Store, began: float) -> None:
         with self._condition:
             if self._woken:
                 self._woken = False
@@ -259,7 +263,7 @@ class Link(threading.Thread):
         with self._condition:
             self._claims += 1
             self._rooms = [Room(0) for _ in self.claimers]  # until the main loop has taken these in and says how much is left
-        self._tell("claimed", (worker_id, claimed))
+        self._tell("claimed", (worker_id, claimed, clock.monotonic() - began))
         if all(claimer.idle for claimer in self.claimers):
             self._tell("idle", None)
 

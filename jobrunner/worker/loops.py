@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from jobrunner.worker import capture, wire
 from jobrunner.worker.executing import WallOnly, context_of, execute_async, flush_streams
 from jobrunner.worker.limits import resident_bytes
-from jobrunner.worker.voices import LoopEar, Outbox, Voice
+from jobrunner.worker.voices import LoopEar, Outbox, Voice, pay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,6 +122,7 @@ class _Child:
             self.ear.coroutines[context.id] = cast("asyncio.Task[Any]", asyncio.current_task())
             context.interruptible = True  # from here on a cancel strikes the job's code and not ours around it
             try:
+                pay(context)
                 return await task.fn(*args, **kwargs)
             except asyncio.CancelledError:
                 if (error := self.ear.pending.pop(context.id, None)) is not None:

@@ -212,7 +212,7 @@ class Supervisor:
                 case "fatal":
                     raise value
 
-    def _take_in(self, worker_id: int, claimed: list[list[ClaimedJob]]) -> None:
+    def _take_in(self, worker_id: int, claimed: list[list[ClaimedJob]], seconds: float) -> None:
         self._claims += 1
         if worker_id != self.worker_id:
             return  # claimed under a lease that is lost
@@ -220,6 +220,8 @@ class Supervisor:
             self._drained = self._drained and not jobs
             self.claimed_count += len(jobs)
             lane.backlog.extend(jobs)
+            if jobs:
+                lane.fetched(seconds)
         if self._signals:
             self.pool.release_unstarted()
 

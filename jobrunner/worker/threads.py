@@ -17,7 +17,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.worker import capture, wire
-from jobrunner.worker.executing import ThreadSpent, context_of, execute, flush_streams, interruptible
+from jobrunner.worker.executing import ThreadSpent, context_of, execute, flush_streams, never_begin
 from jobrunner.worker.limits import resident_bytes
 from jobrunner.worker.voices import Outbox, ThreadEar, Voice
 
@@ -110,7 +110,8 @@ class _Child:
     def _call(self, context: JobContext) -> Callable[..., Any]:
         def call(task: Task[..., Any], /, *args: Any, **kwargs: Any) -> Any:
             try:
-                value = interruptible(context, task.fn, *args, **kwargs)
+                self.ear.enter(context)
+                value = task.fn(*args, **kwargs)
             finally:
                 self.ear.leave(context)
             if value is not None and inspect.isawaitable(value):
@@ -126,6 +127,10 @@ class _Child:
         with self.ear.lock:
             self.ear.coroutines[context.id] = inner
             context.interruptible = True
+            if context.owed is not None:  # it came after the function had given this coroutine, and before anything may interrupt it
+                self.ear.pending[context.id], context.owed = context.owed, None
+                never_begin(value)
+                inner.cancel()
         try:
             return await inner
         except asyncio.CancelledError:

@@ -112,6 +112,13 @@ class Voice:
         self._ear.listen()
 
 
+def pay(context: JobContext) -> None:
+    """Raise the interrupt that came before the task's code, if there was one."""
+    owed, context.owed = context.owed, None
+    if owed is not None:
+        raise owed
+
+
 class Ear(ABC):
     """Takes in orders and carries them out on the attempts that this child runs. Base of one for each way of running."""
 
@@ -125,7 +132,7 @@ class Ear(ABC):
         self.attempts[context.id] = context
         order = self._early.pop(context.id, None)
         if order is not None and order.lease == context.lease:
-            context.stop(order.reason)
+            self._carry_out(order, context)
 
     def ended(self, context: JobContext) -> None:
         """Orders for this attempt come too late from now on."""
@@ -138,10 +145,18 @@ class Ear(ABC):
             if context is None or context.lease != order.lease:
                 self._keep(order)
                 continue
-            context.stop(order.reason)
-            if order.interrupt and context.interruptible:
-                soft = order.reason == "timeout"
-                self.interrupt(context, SoftTimeLimitExceeded(context.soft_seconds or 0.0) if soft else JobStopped(order.reason))
+            self._carry_out(order, context)
+
+    def _carry_out(self, order: wire.Order, context: JobContext) -> None:
+        """What comes while ours is running, and not the task's code, is owed to that: its arguments may take long to be made."""
+        context.stop(order.reason)
+        if order.interrupt:
+            soft = order.reason == "timeout"
+            error = SoftTimeLimitExceeded(context.soft_seconds or 0.0) if soft else JobStopped(order.reason)
+            if context.interruptible:
+                self.interrupt(context, error)
+            else:
+                context.owed = error
 
     def _keep(self, order: wire.Order) -> None:
         """It has ended meanwhile, or a thread is about to begin it."""
@@ -211,6 +226,12 @@ class ThreadEar(Ear):
             raise error
         if thread is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_class_for_thread(error)))
+
+    def enter(self, context: JobContext) -> None:
+        """The task's code begins in this thread, or ends before it has begun: nobody listens between the look and the word."""
+        with self.lock:
+            pay(context)
+            context.interruptible = True
 
     def leave(self, context: JobContext) -> None:
         """The task's code is over in this thread: an interrupt that was left for it and has not come yet is taken back.

@@ -163,3 +163,15 @@ def test_free_slots_are_filled_one_by_one(dsn, ledger, mode):
                 )
                 ledger.wait_for_ends(number - 99, timeout=10)
     assert sum(ledger.count("end").values()) == 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "task"),
+    [(mode, task) for mode in MODES for task in ("begin_late", "begin_late_async") if (mode, task) != ("async", "begin_late")],
+)
+def test_an_interrupt_that_comes_early_is_raised_where_the_code_begins(dsn, ledger, mode, task):
+    """A soft time limit that is over while the arguments are still being made ends the job before its code has begun."""
+    insert(dsn, task, 1, """'{"slow": {"number": 1}}'::jsonb""", soft_time_limit="300ms", max_attempts=1)
+    run_all(dsn, ledger, *MODES[mode].slots(1))
+    assert rows(dsn, "SELECT state, error_type FROM jobrunner.v_jobs") == [("failed", "jobrunner.errors.SoftTimeLimitExceeded")]
+    assert ledger.lines() == []

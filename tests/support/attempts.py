@@ -9,7 +9,7 @@ import psycopg
 
 from jobrunner.store import Store
 from jobrunner.worker import wire
-from jobrunner.worker.executing import WallOnly, context_of, execute, interruptible
+from jobrunner.worker.executing import WallOnly, context_of, execute
 
 if TYPE_CHECKING:
     from jobrunner import JobRunner
@@ -64,7 +64,11 @@ class Attempts:
         context = self.context(job, voice)
 
         def call(task: Task[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-            return interruptible(context, task.fn, *args, **kwargs)
+            context.interruptible = True
+            try:
+                return task.fn(*args, **kwargs)
+            finally:
+                context.interruptible = False
 
         return execute(self.jobs, context, job, WallOnly(), call)
 

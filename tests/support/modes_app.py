@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import dataclass
 
 from flask import Flask, current_app, g
 
@@ -187,3 +188,26 @@ def close_everything(number: int) -> None:
     note("begin", number)
     os.closerange(3, 1024)
     time.sleep(600)
+
+
+@dataclass
+class Slow:
+    """An argument that takes as long to be made as it takes the worker to lose its patience."""
+
+    number: int
+
+    def __post_init__(self):
+        while not current_job().should_stop():
+            time.sleep(FINE)
+
+
+@jobs.task
+def begin_late(slow: Slow) -> None:
+    """Its interrupt comes before it has begun."""
+    note("begin", slow.number)
+
+
+@jobs.task
+async def begin_late_async(slow: Slow) -> None:
+    """The same for a coroutine."""
+    note("begin", slow.number)

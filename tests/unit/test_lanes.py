@@ -11,7 +11,7 @@ from jobrunner.jobs import ClaimedJob, Ending
 from jobrunner.worker import channels, lanes, wire
 from jobrunner.worker.bundles import Inbox
 from jobrunner.worker.children import AHEAD, ASYNC, MAX_AHEAD, MOVE_AFTER, PROCESS, STALE, THREADS, Child
-from jobrunner.worker.lanes import MOST_SOLO, REPLACE_AFTER, Lane
+from jobrunner.worker.lanes import MOST_AHEAD, MOST_SOLO, REPLACE_AFTER, ROUNDS, Lane
 from jobrunner.worker.pace import OVERHEAD
 
 NOW = 1000.0
@@ -117,6 +117,22 @@ def test_a_child_holds_so_much_work_and_so_many_jobs(hands):
     assert [len(child.runs) for child in fast.children.values()] == [pytest.approx(AHEAD / OVERHEAD, abs=1)]
     wide = known(hands.lane(THREADS, wanted=1, capacity=100), short=0)
     assert wide.room(NOW) == 100 + MAX_AHEAD
+
+
+def test_work_in_hand_lasts_for_the_rounds_of_a_slow_database(hands):
+    """Where a round takes long a child holds what it does in two of them, never as much as would be taken back, and less again later."""
+    lane = known(hands.lane(wanted=1), short=5)
+    for _ in range(50):
+        lane.fetched(0.03)
+    assert lane.hold == pytest.approx(ROUNDS * 0.03, rel=0.01)
+    lane.backlog.extend(jobs(40))
+    lane.hand_out(NOW)
+    assert [len(child.runs) for child in lane.children.values()] == [pytest.approx(12, abs=1)]
+    lane.fetched(60.0)
+    assert lane.hold == MOST_AHEAD < STALE
+    for _ in range(50):
+        lane.fetched(0.001)
+    assert lane.hold == AHEAD
 
 
 def test_nothing_waits_behind_a_job_that_is_known_to_be_long(hands):
