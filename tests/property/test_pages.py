@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from jobrunner import inspection
 from jobrunner.filters import FINISHED_WORDS, LIVE_WORDS, STATE_WORDS, JobFilter, Pattern
-from jobrunner.inspection import Count
+from jobrunner.inspection import Count, lists
 from jobrunner.inspection.ranges import MAX_NAMES, NEXT_DAYS
+from jobrunner.inspection.reading import reading
 from jobrunner.settings import parse_dsn
 from jobrunner.store import Database
 
@@ -24,6 +25,7 @@ TASKS = [*(f"shop.{number}" for number in range(SHOPS)), "mail.send", "mail_send
 BEGINNINGS = ["", "shop.", "shop.1", "mail", "100%", "back\\", "nobody"]
 QUEUES = ["default", "mail", "de_fault", "über"]
 LIVE, FINISHED, DAYS_AHEAD = 80, 260, 2
+PATIENCE = timedelta(minutes=1)  # of a read: how long it takes is no matter of this test
 DAYS = 3 * NEXT_DAYS.days + 2  # of history: pages begin in the first of them, end in the last, and lie between
 
 # Row n of each table is what its number makes it: no two runs differ. Several jobs end at one instant, some of them in days to come, as
@@ -67,8 +69,7 @@ class Shelf(NamedTuple):
 
 @pytest.fixture
 def shelf(connection, dsn, monkeypatch):
-    monkeypatch.setattr("jobrunner.inspection.lists.COUNT_TIMEOUT", timedelta(minutes=1))  # which is no matter of this test
-    monkeypatch.setattr("jobrunner.inspection.reading.READ_TIMEOUT", timedelta(minutes=1))
+    monkeypatch.setattr(lists, "reading", lambda database, *_: reading(database, PATIENCE))
     connection.execute(LIVE_ROWS, {"names": TASKS, "queues": QUEUES, "count": LIVE})
     connection.execute(FINISHED_ROWS, {"names": TASKS, "queues": QUEUES, "count": FINISHED, "ahead": DAYS_AHEAD, "days": DAYS})
     found = [Row(*row) for row in connection.execute(ROWS).fetchall()]
