@@ -14,8 +14,10 @@ if TYPE_CHECKING:
         ConfigurationError,
         DatabaseUnreachable,
         DuplicateJob,
+        DuplicateReference,
         EnqueueError,
         Fail,
+        GroupNotFound,
         IllegalTransition,
         InvalidPayload,
         JobCancelled,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         UnknownTask,
     )
     from jobrunner.handle import Job
+    from jobrunner.topics.events import Event
 
 __version__ = "0.1.0"
 
@@ -46,8 +49,11 @@ _HOMES = {
     "ConfigurationError": "jobrunner.errors",
     "DatabaseUnreachable": "jobrunner.errors",
     "DuplicateJob": "jobrunner.errors",
+    "DuplicateReference": "jobrunner.errors",
     "EnqueueError": "jobrunner.errors",
+    "Event": "jobrunner.topics.events",
     "Fail": "jobrunner.errors",
+    "GroupNotFound": "jobrunner.errors",
     "IllegalTransition": "jobrunner.errors",
     "InvalidPayload": "jobrunner.errors",
     "Job": "jobrunner.handle",
@@ -91,8 +97,11 @@ __all__ = [
     "ConfigurationError",
     "DatabaseUnreachable",
     "DuplicateJob",
+    "DuplicateReference",
     "EnqueueError",
+    "Event",
     "Fail",
+    "GroupNotFound",
     "IllegalTransition",
     "InvalidPayload",
     "Job",

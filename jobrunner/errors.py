@@ -117,6 +117,16 @@ class DuplicateJob(EnqueueError):
         self.job_id, self.unique_key = job_id, unique_key
 
 
+class DuplicateReference(EnqueueError):
+    """Another job has been given that reference; nothing was written. `space` and `key` are the reference."""
+
+    hint = "take another key, find that job with References(jobs.database).find(space, key), or drop the reference first"
+
+    def __init__(self, space: str, key: str) -> None:
+        super().__init__(f"reference {key!r} of {space!r} is given to a job already")
+        self.space, self.key = space, key
+
+
 class JobNotFound(JobrunnerError):
     """No live or finished job has that id. `was_given`: the id has been given to a job, which may have been removed by retention."""
 
@@ -129,6 +139,16 @@ class JobNotFound(JobrunnerError):
         else:
             super().__init__(f"no job {job_id}", hint="finished jobs are kept until retention drops them; list with: jobrunner jobs list")
         self.job_id = job_id
+
+
+class GroupNotFound(JobrunnerError):
+    """No group of that name is subscribed to the topic."""
+
+    hint = "see:   jobrunner topics list"
+
+
+class JobExpired(JobrunnerError):
+    """Recorded as the error type of a job that was cancelled because nobody began it before its `expires_at`."""
 
 
 class ResultExpired(JobNotFound):
@@ -170,11 +190,12 @@ class LeaseLost(JobrunnerError):
         self.job_id, self.lease = job_id, lease
 
 
-class _RemoteTraceback(Exception):
-    """Stands for the exception in the worker: its text is the traceback from there, so that an uncaught JobFailed prints it."""
+class RemoteTraceback(Exception):
+    """Stands for the exception in the worker as a cause: its text is the traceback from there, `tb`, which an uncaught error prints."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
+        self.tb = text
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0].rstrip()}\n"""'
@@ -207,7 +228,7 @@ class JobFailed(JobrunnerError):
         self.job_id, self.state = job_id, state
         self.error_type, self.message, self.traceback, self.exit_cause = error_type, message, traceback, exit_cause
         if traceback:
-            self.__cause__ = _RemoteTraceback(traceback)
+            self.__cause__ = RemoteTraceback(traceback)
 
 
 class JobCancelled(JobrunnerError):
@@ -245,8 +266,8 @@ class SoftTimeLimitExceeded(JobrunnerError):
     Caught, it is as if it had not been; let through, it ends the attempt as any exception does.
     """
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"ran longer than its soft_time_limit of {seconds:g} s")
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(f"ran longer than its soft_time_limit of {seconds:g} s" if seconds else "ran longer than its soft_time_limit")
         self.seconds = seconds
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import sqlalchemy as sa
 from psycopg import errors as pg
@@ -17,7 +17,7 @@ from psycopg import errors as pg
 from jobrunner import arrays, clock, statements
 from jobrunner.connecting import allow_preparing, patience, prepare_if_asked
 from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
-from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Registered, Remains, Succeeded
+from jobrunner.jobs import ClaimedJob, Due, Ending, Held, LostWorker, Outcome, Registered, Remains, Succeeded, Walked
 from jobrunner.ready import Ready
 from jobrunner.states import sources_of
 
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
     from psycopg import Connection, Cursor
 
-    from jobrunner.jobs import Leaving, LogLine, Note, WorkerCounts, WorkerSight
+    from jobrunner.jobs import Floor, Leaving, LogLine, Note, Walk, WorkerCounts, WorkerSight
     from jobrunner.settings import Dsn
 
 UNGATED = 99  # jobs that a claim may take however many others claim; `claim.sql` has the next number
+_WALKED = 3  # columns that `claim_ordered.sql` gives before those of the job
 FROM_THE_START = (datetime(1969, 12, 31, tzinfo=UTC), 0)  # a floor below every key that the CHECK on run_at allows
 
 # After which statements a batch of each ending is through; each takes what the one before it left. `abort` comes last because a
@@ -46,22 +47,12 @@ _SEQUENCES: dict[Ending, tuple[str, ...]] = {
 }
 
 
-class Floor(NamedTuple):
-    """The last key claimed in one (queue, priority): the next claim starts behind it."""
-
-    run_at: datetime
-    id: int
-
-
-class LostWorker(NamedTuple):
-    """A worker whose lease has expired."""
-
-    id: int
-    name: str
-
-
 class Crowded(Exception):
     """As many others are claiming from this queue at this moment as is useful; nothing was taken. Ask again soon, or for fewer jobs."""
+
+
+class Overtaken(Exception):
+    """Another claim has just taken a job of the same ordering key; nothing was taken. Asked again, it sees what the other did."""
 
 
 class Store:
@@ -101,7 +92,24 @@ class Store:
         rows = cursor.fetchall()
         if rows and rows[0][0] is None:  # the id of what the closed gate returns
             raise Crowded
-        return sorted((ClaimedJob._make(row) for row in rows), key=_claim_order)
+        return sorted((ClaimedJob(*row) for row in rows), key=_claim_order)
+
+    def claim_ordered(self, worker_id: int, tasks: Sequence[str], queue: str, priority: int, take: int, walk: Walk) -> Walked:
+        """Take at most `take` due jobs of one queue and priority that are the next of their ordering keys, at most one of each key.
+
+        Raises:
+            Overtaken: another claim was faster.
+        """
+        given = {
+            "worker_id": worker_id, "tasks": list(tasks), "queue": queue, "priority": priority, "take": take,
+            "given": list(walk.given), "floor_key": walk.behind, "keys": walk.keys,
+        }  # fmt: skip
+        try:
+            rows = self._run("claim_ordered", given).fetchall()
+        except (pg.UniqueViolation, pg.DeadlockDetected) as error:  # the latter: two of them over two keys each
+            raise Overtaken from error
+        jobs = sorted((ClaimedJob(*row[_WALKED:]) for row in rows if row[_WALKED] is not None), key=_claim_order)
+        return Walked(jobs, *rows[0][:_WALKED])
 
     def finish(self, outcomes: Iterable[Outcome], tally: Counter[str] | None = None) -> list[Outcome]:
         """Write the outcomes of attempts, fenced, in one transaction.
@@ -239,6 +247,10 @@ class Store:
             self._run("hold_lost", ids)
             return lost, sum(self._run(name, ids).rowcount for name in ("rescue", "rescue_quarantine", "rescue_abort"))
 
+    def expire(self, most: int) -> int:
+        """End at most `most` jobs that were not begun before they expired. Returns how many."""
+        return self._run("expire", {"most": most}).rowcount
+
     def take_turn(self, worker_id: int, turn: timedelta) -> bool:
         """Be the only worker at upkeep for so long; no time at all ends it. False while another one is. Waits for no lock."""
         return self._run("take_turn", {"worker_id": worker_id, "turn_ms": _ms(turn)}).fetchone() is not None
@@ -285,6 +297,10 @@ class Store:
             if self._run(name, {"ids": [job_id]}).fetchone():
                 return answer
         raise self._illegal(job_id, "cancel")
+
+    def cancel_queued(self, ids: Sequence[int]) -> list[int]:
+        """Cancel those that wait, and none that runs or is finished. Returns their ids."""
+        return [row[0] for row in self._run("cancel", {"ids": list(ids)}).fetchall()]
 
     def requeue(self, job_id: int) -> str:
         """Bring a failed, cancelled or quarantined job back, or make a waiting one due now. Returns its queue.
