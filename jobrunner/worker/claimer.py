@@ -26,7 +26,7 @@ SCAN_SHARE = 10  # a scan that took t seconds is not repeated within t times thi
 WALKS = 2  # over the dead entries: of the look at what is due, and of the claim that follows without a floor if there is something
 STEP_BACK = 0.02  # seconds until a claim is tried again for which others were in the way; doubled each time
 LONGEST_STEP_BACK = 1.0  # seconds: 64 workers that look in four times a second would be a few per cent of a core
-MOST_DOUBLINGS = 10
+MOST_DOUBLINGS = 10  # enough for the longest; more would be a power too large for a float, in a crowd of days
 CROWD_PATIENCE = 2.0  # seconds: somebody stands in the gate then, such as a process that was stopped while its claim was being sent
 MAX_BATCH = 1000  # jobs a claim may take: more makes rows wait in memory and commits long
 

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from jobrunner.jobs import ClaimedJob, Ending, Outcome, Unsuccessful
 from jobrunner.worker.children import AHEAD, MOVE_AFTER, NO_LIMITS, PROCESS, STALE, Child, Run
 from jobrunner.worker.log import logger
-from jobrunner.worker.pace import Pace
+from jobrunner.worker.pace import SMOOTHING, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
 MOST_AHEAD = 0.08  # seconds of work for each slot of a child: what waits for longer than `STALE` would be taken back
 ROUNDS = 2  # of the link that the work in hand has to last for: a claim may just have missed one
-_SMOOTHING = 0.2  # weight of the newest round
 REPLACE_AFTER = 1.0  # seconds a child must have lived to be replaced at once when it dies without a job: no storm of forks
 MOST_SOLO = 4  # processes for suspects beside a shared child: each of them is one more copy of what the application keeps in memory
 _SLACK = 0.05  # of the mean run time that a slot may stay empty so that the next claim serves several
@@ -130,7 +129,7 @@ class Lane:
 
     def fetched(self, seconds: float) -> None:
         """A round with a claim took so long: where the database is slow or far, or many workers are at it, more work has to be in hand."""
-        self._round_seconds += _SMOOTHING * (seconds - self._round_seconds)
+        self._round_seconds += SMOOTHING * (seconds - self._round_seconds)
         self.hold = min(MOST_AHEAD, max(AHEAD, ROUNDS * self._round_seconds))
 
     # -- handing out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 UNKNOWN = 1.0  # seconds that a job of a task is taken to run which has not ended here yet: long, so that nothing waits behind it
 OVERHEAD = 5e-5  # seconds that a job costs its child at least, whatever its task does
-_SMOOTHING = 0.2  # weight of the newest run time in a running mean
+SMOOTHING = 0.2  # weight of the newest time in a running mean
 
 
 class Pace:
@@ -22,8 +22,8 @@ class Pace:
         """Take in that a job has ended which ran for so long."""
         seconds = max(seconds, OVERHEAD)
         mean, own = self.mean, self._tasks.get(task)
-        self.mean = seconds if mean is None else mean + _SMOOTHING * (seconds - mean)
-        self._tasks[task] = seconds if own is None else own + _SMOOTHING * (seconds - own)
+        self.mean = seconds if mean is None else mean + SMOOTHING * (seconds - mean)
+        self._tasks[task] = seconds if own is None else own + SMOOTHING * (seconds - own)
 
     def expected(self, task: str) -> float:
         """Seconds that the next job of a task will take from its child."""
