@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jobrunner.jobs import Leaving, LogLine, Note, WorkerCounts, WorkerSight
     from jobrunner.settings import Dsn
 
-UNGATED = 99  # jobs that a claim may take however many others claim; `claim.sql` has the next number
+UNGATED = 9  # jobs that a claim may take however many others claim; `claim.sql` has the next number
 FROM_THE_START = (datetime(1969, 12, 31, tzinfo=UTC), 0)  # a floor below every key that the CHECK on run_at allows
 
 # After which statements a batch of each ending is through; each takes what the one before it left. `abort` comes last because a
@@ -83,19 +83,23 @@ class Store:
         return [Due(*row) for row in self._run("find_due", {"queues": list(queues)}).fetchall()]
 
     def claim(
-        self, worker_id: int, tasks: Sequence[str], queue: str, priority: int, take: int, floor: Floor | None = None
-    ) -> list[ClaimedJob]:
+        self, worker_id: int, tasks: Sequence[str], queue: str, priority: int, take: int, floor: Floor | None = None,
+        *, past_gate: bool = False,
+    ) -> list[ClaimedJob]:  # fmt: skip
         """Take at most `take` due jobs of one queue and priority, oldest first. Empty when the worker's lease has expired.
 
+        Args:
+            past_gate: claim however many others do.
+
         Raises:
-            Crowded: two others are claiming many jobs of this queue, and `take` is more than `UNGATED`.
+            Crowded: two others are claiming more than a few jobs of this queue, and `take` is more than `UNGATED`.
         """
         run_at, last_id = floor or FROM_THE_START
         cursor = self._run(
             "claim",
             {
                 "worker_id": worker_id, "tasks": list(tasks), "queue": queue, "priority": priority,
-                "floor_run_at": run_at, "floor_id": last_id, "take": take,
+                "floor_run_at": run_at, "floor_id": last_id, "take": take, "past_gate": past_gate,
             },
         )  # fmt: skip
         rows = cursor.fetchall()

@@ -1,9 +1,9 @@
 -- claim: queued -> running; takes due jobs of one queue and one priority in the order (run_at, id), behind a floor.
 -- Parameters: worker_id; tasks text[] (names this worker registers); queue; priority; floor_run_at, floor_id (the last key
---   claimed here, or 1970 and 0 for a scan from the start); take (rows, at most).
+--   claimed here, or 1970 and 0 for a scan from the start); take (rows, at most); past_gate (who has waited for long asks no gate).
 -- Guard: the worker's own lease holds, by the database's clock; state and due time are checked in the locking SELECT and again in the UPDATE.
 -- Returns: the jobs; one row of NULLs when the gate was closed.
--- Locks: the rows taken, SKIP LOCKED; for 100 rows or more one of the queue's two gates (xact-level advisory locks, never waited for).
+-- Locks: the rows taken, SKIP LOCKED; for 10 rows or more one of the queue's two gates (xact-level advisory locks, never waited for).
 -- Index: jobs_claim, a range behind the floor; then jobs_pkey.
 -- Trap avoided: without MATERIALIZED the planner may run the LIMIT sub-select twice and claim too many. With a snapshot pinned
 --   elsewhere, every scan from the start walks all dead entries; the floor does not. A priority per call keeps run_at in the range.
@@ -13,7 +13,7 @@
 --   workers at once each pays for all. The gates let two through (ADR 0021); whoever takes few rows does not matter.
 --   `limits` is one JSON text, NULL for the many jobs that have none of them: five more columns would cost each of those.
 WITH gate AS MATERIALIZED (
-    SELECT CASE WHEN :'take'::integer < 100 THEN true
+    SELECT CASE WHEN :'take'::integer < 10 OR :'past_gate'::boolean THEN true
                 WHEN pg_try_advisory_xact_lock(hashtextextended('jobrunner.claim.1 ' || :'queue'::text, 0)) THEN true
                 ELSE pg_try_advisory_xact_lock(hashtextextended('jobrunner.claim.2 ' || :'queue'::text, 0)) END AS open
 ), alive AS MATERIALIZED (

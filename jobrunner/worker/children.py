@@ -28,6 +28,7 @@ PROCESS, THREADS, ASYNC = "process", "threads", "async"  # the ways in which a c
 
 AHEAD = 0.02  # seconds of work for each slot of a child that it may hold at least: covers a round trip to the database, usually
 MAX_AHEAD = 400  # jobs waiting at a child, at most
+LONGEST_AHEAD = 0.08  # seconds that a job may be expected to take and still wait in a child: behind a longer one all would be taken back
 STALE = 0.1  # seconds after which jobs waiting behind running ones are taken back
 MOVE_AFTER = 0.005  # seconds of waiting that are worth taking a job to a slot that is free: for less, moving costs as much
 KILL_AFTER = 1.0  # seconds between SIGTERM and SIGKILL to a job's process group
@@ -239,7 +240,7 @@ class Child:
         """
         waiting = max(0, len(self.runs) - self.capacity)
         budget = hold * self.capacity
-        if mean is None or self.load > budget / 2 or waiting > MAX_AHEAD // 2:
+        if mean is None or mean > LONGEST_AHEAD * self.capacity or self.load > budget / 2 or waiting > MAX_AHEAD // 2:
             return 0
         if len(self.runs) >= self.capacity and now - self.newest > MOVE_AFTER + mean:
             return 0
@@ -247,7 +248,7 @@ class Child:
 
     def fits_behind(self, run: Run, hold: float) -> bool:
         """Whether a job may wait behind those that are here, with `hold` seconds of work for each slot."""
-        if run.alone or self.load + run.expected > hold * self.capacity:
+        if run.alone or run.expected > LONGEST_AHEAD * self.capacity or self.load + run.expected > hold * self.capacity:
             return False
         return run.limits is self.last_limits or self.group is None or _held(run.limits) == _held(self.last_limits)
 

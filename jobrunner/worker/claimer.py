@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jobrunner import clock
-from jobrunner.store import UNGATED, Crowded, Floor
+from jobrunner.store import Crowded, Floor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +27,9 @@ WALKS = 2  # over the dead entries: of the look at what is due, and of the claim
 STEP_BACK = 0.02  # seconds until a claim is tried again for which others were in the way; doubled each time
 LONGEST_STEP_BACK = 1.0  # seconds: 64 workers that look in four times a second would be a few per cent of a core
 MOST_DOUBLINGS = 10  # enough for the longest; more would be a power too large for a float, in a crowd of days
-CROWD_PATIENCE = 2.0  # seconds: somebody stands in the gate then, such as a process that was stopped while its claim was being sent
+CROWD_RESCAN = 3.0  # seconds between scans from the start in a crowd, where the others scan as well
+CROWD_PATIENCE = 5.0  # seconds: somebody stands in the gate then, such as a process that was stopped while its claim was being sent
+PASS_PAUSE = 0.5  # seconds until it is passed by once more
 MAX_BATCH = 1000  # jobs a claim may take: more makes rows wait in memory and commits long
 
 
@@ -50,6 +52,9 @@ class Claimer:
         queues: names served; each is as good as the other, urgency is a matter of priority.
         tasks: names of the tasks this worker can run.
         poll: seconds between looks at idle queues.
+
+    Attributes:
+        waited: seconds that the last claim was put off because others were in the way.
     """
 
     def __init__(self, queues: Sequence[str], tasks: Sequence[str], poll: float) -> None:
@@ -63,6 +68,8 @@ class Claimer:
         self._turn = 0
         self._crowded = 0  # times in a row that others were in the way
         self._crowded_since = 0.0
+        self._pass_at = 0.0  # when it may pass by whoever stands in the gate
+        self.waited = 0.0
         self._held_back: set[str] = set()  # queues that may have more due than their own bound lets in
 
     def wants(self, room: Room, now: float) -> bool:
@@ -81,12 +88,13 @@ class Claimer:
         try:
             self._take(store, worker_id, room, taken)
         except Crowded:
-            if not self._crowded or clock.monotonic() < self._crowded_since + CROWD_PATIENCE:
+            if not self._crowded or clock.monotonic() < self._pass_at:
                 self._step_back()
-            else:
-                room.total = min(room.total, UNGATED)
-                self._take(store, worker_id, room, taken)
+                return taken
+            self._take(store, worker_id, room, taken, past_gate=True)
+            self._pass_at = clock.monotonic() + PASS_PAUSE
         else:
+            self.waited = clock.monotonic() - self._crowded_since if self._crowded else 0.0
             self._crowded = 0
         return taken
 
@@ -97,18 +105,18 @@ class Claimer:
         """
         now = clock.monotonic()
         if not self._crowded:
-            self._crowded_since = now
+            self._crowded_since, self._pass_at = now, now + CROWD_PATIENCE
         pause = min(LONGEST_STEP_BACK, STEP_BACK * 2 ** min(self._crowded, MOST_DOUBLINGS))
         self._crowded += 1
         self._held_back.clear()  # or a queue with a bound of its own would have the next claim at once
-        self._scan_at = max(self._scan_at, self._scanned_at + self.poll)
+        self._scan_at = max(self._scan_at, self._scanned_at + max(self.poll, CROWD_RESCAN))
         self.next_at = now + pause * random.uniform(0.5, 1.0)  # noqa: S311  jitter, not a secret
 
-    def _take(self, store: Store, worker_id: int, room: Room, taken: list[ClaimedJob]) -> None:
+    def _take(self, store: Store, worker_id: int, room: Room, taken: list[ClaimedJob], *, past_gate: bool = False) -> None:
         began = clock.monotonic()
         room.total = min(room.total, MAX_BATCH)  # what is taken then is full: it says nothing of where the queue ends
         if self._floors and began < self._scan_at:
-            full = self._claim_known(store, worker_id, room, taken)
+            full = self._claim_known(store, worker_id, room, taken, past_gate=past_gate)
             if full:
                 self.next_at = 0.0
             if full or (taken and began < self.next_at):  # the latter: only a bounded queue had room, the others' time is to come
@@ -121,7 +129,7 @@ class Claimer:
         due_in = self._scan(store)
         self._scanned_at = clock.monotonic()
         cost = (self._scanned_at - looked) * (WALKS if self._floors else 1)
-        full = self._claim_known(store, worker_id, room, taken) if self._floors else False
+        full = self._claim_known(store, worker_id, room, taken, past_gate=past_gate) if self._floors else False
         self._scan_costs.append(cost)
         self._scan_at = self._scanned_at + max(RESCAN, self._scan_pause())
         self.idle = not taken and not full
@@ -146,7 +154,7 @@ class Claimer:
                 due_in = min(due_in, due.due_in_ms / 1000)
         return due_in
 
-    def _claim_known(self, store: Store, worker_id: int, room: Room, taken: list[ClaimedJob]) -> bool:
+    def _claim_known(self, store: Store, worker_id: int, room: Room, taken: list[ClaimedJob], *, past_gate: bool) -> bool:
         """Claim behind the floors until the room is used up; True when it was, so that more may be waiting."""
         self._turn += 1
         for priority, queue in self._order():
@@ -155,7 +163,7 @@ class Claimer:
                 if room.total <= 0:
                     return True
                 continue
-            jobs = store.claim(worker_id, self.tasks, queue, priority, take, self._floors[priority, queue])
+            jobs = store.claim(worker_id, self.tasks, queue, priority, take, self._floors[priority, queue], past_gate=past_gate)
             if jobs:
                 self._floors[priority, queue] = Floor(jobs[-1].run_at, jobs[-1].id)
                 taken += jobs

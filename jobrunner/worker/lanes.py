@@ -17,7 +17,7 @@ from jobrunner.worker.pace import SMOOTHING, Pace
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
-MOST_AHEAD = 0.08  # seconds of work for each slot of a child: what waits for longer than `STALE` would be taken back
+MOST_AHEAD = 0.25  # seconds of work for each slot of a child: more would leave others idle at a backlog's end for longer than one notices
 ROUNDS = 2  # of the link that the work in hand has to last for: a claim may just have missed one
 REPLACE_AFTER = 1.0  # seconds a child must have lived to be replaced at once when it dies without a job: no storm of forks
 MOST_SOLO = 4  # processes for suspects beside a shared child: each of them is one more copy of what the application keeps in memory
@@ -128,7 +128,7 @@ class Lane:
                 yield child.reserved
 
     def fetched(self, seconds: float) -> None:
-        """A round with a claim took so long: where the database is slow or far, or many workers are at it, more work has to be in hand."""
+        """It took so long to get work, the wait for others included: where that is long, more work has to be in hand."""
         self._round_seconds += SMOOTHING * (seconds - self._round_seconds)
         self.hold = min(MOST_AHEAD, max(AHEAD, ROUNDS * self._round_seconds))
 

@@ -263,7 +263,8 @@ class Link(threading.Thread):
         with self._condition:
             self._claims += 1
             self._rooms = [Room(0) for _ in self.claimers]  # until the main loop has taken these in and says how much is left
-        self._tell("claimed", (worker_id, claimed, clock.monotonic() - began))
+        waited = max(claimer.waited for claimer, jobs in zip(self.claimers, claimed, strict=True) if jobs) if any(claimed) else 0.0
+        self._tell("claimed", (worker_id, claimed, waited + clock.monotonic() - began))
         if all(claimer.idle for claimer in self.claimers):
             self._tell("idle", None)
 

@@ -81,10 +81,10 @@ def test_only_the_walk_puts_the_next_look_off(dsn, store, worker, monkeypatch, s
     now = 100.0
 
     def slowly(method):
-        def run(*args):
+        def run(*args, **more):
             nonlocal now
             now += 0.2
-            return method(*args)
+            return method(*args, **more)
 
         return run
 
@@ -134,30 +134,62 @@ def test_who_finds_the_gate_closed_comes_back_later_each_time(dsn, store, worker
     assert claimer.wants(Room(UNGATED + 1), clock.monotonic())
 
 
-@pytest.mark.usefixtures("closed")
-def test_who_finds_the_gate_closed_for_long_claims_few_past_it(dsn, store, worker, monkeypatch):
-    """When somebody stands in the gate and does not move, others go on with small claims; they ask for many first, each time."""
+@pytest.mark.usefixtures("closed", "slow")
+def test_who_finds_the_gate_closed_for_long_passes_by(dsn, store, worker, monkeypatch):
+    """When somebody stands in the gate and does not move, others claim as much as ever, now and then; they ask each time."""
     monkeypatch.setattr(claims, "CROWD_PATIENCE", 0.0)
-    insert(dsn, TASK, 3 * UNGATED, queue="default")
+    monkeypatch.setattr(claims, "PASS_PAUSE", 0.0)
+    many = UNGATED + 1
+    insert(dsn, TASK, 3 * many, queue="default")
     claimer = Claimer(QUEUES, [TASK], POLL)
-    assert claimer.claim(store, worker, Room(UNGATED + 1)) == []
-    assert [len(claimer.claim(store, worker, Room(UNGATED + 1))) for _ in range(2)] == [UNGATED, UNGATED]
+    assert claimer.claim(store, worker, Room(many)) == []
+    assert len(claimer.claim(store, worker, Room(many))) == many
+    monkeypatch.setattr(claims, "PASS_PAUSE", POLL)
+    assert len(claimer.claim(store, worker, Room(many))) == many
+    assert claimer.claim(store, worker, Room(many)) == []
+    assert claimer.next_at > clock.monotonic()
 
 
 @pytest.mark.usefixtures("slow")
-def test_an_open_gate_ends_the_small_claims(dsn, store, worker, monkeypatch):
-    """As soon as those in the gate are through, claims are large again and the pauses are forgotten."""
-    monkeypatch.setattr(claims, "CROWD_PATIENCE", 0.0)
-    insert(dsn, TASK, 3 * (UNGATED + 1), queue="default")
+def test_an_open_gate_ends_the_crowd(dsn, store, worker):
+    """As soon as those in the gate are through, the pauses are forgotten; how long that took is known, and not taken for the next claim's."""
+    many = UNGATED + 1
+    insert(dsn, TASK, 3 * many, queue="default")
     claimer = Claimer(QUEUES, [TASK], POLL)
     with psycopg.connect(dsn) as one, psycopg.connect(dsn) as two:
         for connection in (one, two):
-            Store(connection).claim(worker, ["another"], "default", 0, UNGATED + 1)
-        assert claimer.claim(store, worker, Room(UNGATED + 1)) == []
-        assert len(claimer.claim(store, worker, Room(UNGATED + 1))) == UNGATED
+            Store(connection).claim(worker, ["another"], "default", 0, many)
+        began = clock.monotonic()
+        for _ in range(2):
+            assert claimer.claim(store, worker, Room(many)) == []
         one.rollback()
-        assert len(claimer.claim(store, worker, Room(UNGATED + 1))) == UNGATED + 1
-        Store(one).claim(worker, ["another"], "default", 0, UNGATED + 1)
-        assert claimer.claim(store, worker, Room(UNGATED + 1)) == []
+        assert len(claimer.claim(store, worker, Room(many))) == many
+        assert 0 < claimer.waited <= clock.monotonic() - began
+        Store(one).claim(worker, ["another"], "default", 0, many)
+        assert claimer.claim(store, worker, Room(many)) == []
         assert 0 < claimer.next_at - clock.monotonic() <= claims.STEP_BACK
         two.rollback()
+        one.rollback()
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    assert len(claimer.claim(store, worker, Room(many))) == many
+    assert claimer.waited == 0.0
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_crowd_scans_seldom(dsn, store, worker, monkeypatch):
+    """Who stood outside continues behind its last key: of many workers somebody looks for what is more urgent anyway."""
+    monkeypatch.setattr(claims, "RESCAN", 0.0)
+    monkeypatch.setattr(claims, "CROWD_RESCAN", POLL)
+    many = UNGATED + 1
+    insert(dsn, TASK, 3 * many, queue="default")
+    claimer = Claimer(QUEUES, [TASK], 1.0)
+    assert len(claimer.claim(store, worker, Room(many))) == many
+    with psycopg.connect(dsn) as one, psycopg.connect(dsn) as two:
+        for connection in (one, two):
+            Store(connection).claim(worker, ["another"], "default", 0, many)
+        assert claimer.claim(store, worker, Room(many)) == []
+        two.rollback()
+        one.rollback()
+    looks = store.looks
+    assert len(claimer.claim(store, worker, Room(many))) == many
+    assert store.looks == looks

@@ -181,7 +181,7 @@ def test_jobs_for_later_at_a_more_urgent_priority_cost_nothing(own, statistics, 
     find = look(own.connection, "find_due", {"queues": ["default"]})
     assert find.rows_read("jobs") <= 2
     assert find.buffers <= 60
-    base = {"worker_id": worker, "tasks": [TASK], "queue": "default", "take": 100, "floor_run_at": "1969-12-31 00:00+00", "floor_id": 0}
+    base = {"worker_id": worker, "tasks": [TASK], "queue": "default", "take": 100, "past_gate": False, "floor_run_at": "1969-12-31 00:00+00", "floor_id": 0}
     urgent = look(own.connection, "claim", {**base, "priority": -5})
     assert urgent.rows_read("jobs") == 0
     assert urgent.buffers <= 30
@@ -196,7 +196,7 @@ def test_the_floor_keeps_a_claim_cheap_under_a_pinned_snapshot(own, fresh_dsn, l
     own.execute("ALTER TABLE jobrunner.jobs SET (autovacuum_enabled = false)")
     worker = own.worker()
     start = {"floor_run_at": "1969-12-31 00:00+00", "floor_id": 0}
-    claim = {"worker_id": worker, "tasks": [TASK], "queue": "default", "priority": 0, "take": batch, **start}
+    claim = {"worker_id": worker, "tasks": [TASK], "queue": "default", "priority": 0, "take": batch, "past_gate": False, **start}
 
     def enqueue(count):
         own.execute("INSERT INTO jobrunner.jobs (task, lease) SELECT %s, 1 FROM generate_series(1, %s)", (TASK, count))

@@ -70,3 +70,27 @@ def test_a_claim_tells_how_long_its_round_took(link, slow, dsn):
     (_, jobs, seconds) = next(value for event, value in link.events if event == "claimed")
     assert [len(lane) for lane in jobs] == [1]
     assert seconds == pytest.approx(0.5)
+
+
+def test_a_claim_tells_how_long_others_were_in_the_way(link, slow, dsn):
+    """The time outside a closed gate counts for the claim that comes in, and for no later one, which may be another lane's."""
+    claimer = link.claimers[0]
+    for waited, told in ((0.3, 0.3), (0.0, 0.0)):
+        insert(dsn, TASK, 1, queue="default")
+        claimer.waited = 0.0
+        claim = claimer.claim
+
+        def claimed(store, worker_id, room, claim=claim, waited=waited):
+            jobs = claim(store, worker_id, room)
+            claimer.waited = waited
+            return jobs
+
+        claimer.claim = claimed
+        claimer.wake()
+        link.events.clear()
+        link.exchange([], [], [Room(1)], link._claims)
+        link._round()
+        (_, jobs, seconds) = next(value for event, value in link.events if event == "claimed")
+        assert [len(lane) for lane in jobs] == [1]
+        assert seconds == pytest.approx(told)
+        claimer.claim = claim

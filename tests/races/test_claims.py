@@ -148,7 +148,7 @@ def test_jobs_of_a_claim_that_commits_after_the_worker_was_given_up_are_found_la
 
 
 def test_no_more_than_two_claim_many_jobs_of_a_queue_at_once(scene, sessions):
-    """While two large claims are under way a third takes nothing and does not wait; a small one, and another queue's, pass."""
+    """While two large claims are under way a third takes nothing and does not wait; a small one, another queue's, and the impatient pass."""
     for queue in ("default", "other"):
         for _ in range(UNGATED + 1):
             scene.job(queue=queue)
@@ -161,6 +161,7 @@ def test_no_more_than_two_claim_many_jobs_of_a_queue_at_once(scene, sessions):
             with pytest.raises(Crowded):
                 third.store.claim(worker, [TASK], "default", 0, many)
             assert third.store.claim(worker, [TASK], "default", 0, UNGATED) == []  # the first has them all, but nobody is in the way
+            assert third.store.claim(worker, [TASK], "default", 0, many, past_gate=True) == []
             assert len(third.store.claim(worker, [TASK], "other", 0, many)) == many
         assert third.store.claim(worker, [TASK], "default", 0, many) == []
     assert len(third.store.claim(worker, [TASK], "default", 0, many)) == many

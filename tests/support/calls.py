@@ -67,7 +67,7 @@ def parameters(filled: Filled, batch: int) -> dict[str, dict[str, Any]]:
     return {
         **{name: fenced_parameters(name, attempts, delay_ms=5) for name in FENCED},
         "claim": {
-            "worker_id": filled.alive, "tasks": [TASK, "another"], "queue": "default", "priority": 0, "take": batch,
+            "worker_id": filled.alive, "tasks": [TASK, "another"], "queue": "default", "priority": 0, "take": batch, "past_gate": False,
             "floor_run_at": "1969-12-31 00:00+00", "floor_id": 0,
         },
         "find_due": {"queues": ["default", "none"]},

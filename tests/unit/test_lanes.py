@@ -10,7 +10,7 @@ import pytest
 from jobrunner.jobs import ClaimedJob, Ending
 from jobrunner.worker import channels, lanes, wire
 from jobrunner.worker.bundles import Inbox
-from jobrunner.worker.children import AHEAD, ASYNC, MAX_AHEAD, MOVE_AFTER, PROCESS, STALE, THREADS, Child
+from jobrunner.worker.children import AHEAD, ASYNC, LONGEST_AHEAD, MAX_AHEAD, MOVE_AFTER, PROCESS, STALE, THREADS, Child
 from jobrunner.worker.lanes import MOST_AHEAD, MOST_SOLO, REPLACE_AFTER, ROUNDS, Lane
 from jobrunner.worker.pace import OVERHEAD
 
@@ -120,7 +120,7 @@ def test_a_child_holds_so_much_work_and_so_many_jobs(hands):
 
 
 def test_work_in_hand_lasts_for_the_rounds_of_a_slow_database(hands):
-    """Where a round takes long a child holds what it does in two of them, never as much as would be taken back, and less again later."""
+    """Where a round takes long a child holds what it does in two of them, up to a bound, and less again later."""
     lane = known(hands.lane(wanted=1), short=5)
     for _ in range(50):
         lane.fetched(0.03)
@@ -129,10 +129,37 @@ def test_work_in_hand_lasts_for_the_rounds_of_a_slow_database(hands):
     lane.hand_out(NOW)
     assert [len(child.runs) for child in lane.children.values()] == [pytest.approx(12, abs=1)]
     lane.fetched(60.0)
-    assert lane.hold == MOST_AHEAD < STALE
+    assert lane.hold == MOST_AHEAD
     for _ in range(50):
         lane.fetched(0.001)
     assert lane.hold == AHEAD
+
+
+def test_no_job_waits_behind_or_as_one_that_would_have_all_taken_back(hands):
+    """However slow the database is: a child holds nothing behind a job whose run is as long as makes it give back what waits."""
+    lane = known(hands.lane(wanted=1), fair=40, long=90)
+    lane.fetched(60.0)
+    lane.pace.mean = 0.04
+    lane.backlog.extend([*jobs(2, "fair"), *jobs(1, "long"), *jobs(1, "fair")])
+    lane.hand_out(NOW)
+    (child,) = lane.children.values()
+    assert [run.job.task for run in child.runs.values()] == ["fair", "fair"]
+    lane.pace.mean = 0.09
+    assert lane.room(NOW) == 0
+    assert LONGEST_AHEAD < STALE < MOST_AHEAD
+
+
+def test_the_first_job_of_a_task_says_little_of_the_others(hands):
+    """It loads what they find there: from the second on, only what came after it counts."""
+    pace = hands.lane().pace
+    pace.learn("short", 0.2)
+    assert (pace.mean, pace.expected("short")) == (0.2, 0.2)
+    pace.learn("short", 0.001)
+    assert (pace.mean, pace.expected("short")) == (0.001, 0.001)
+    pace.learn("other", 0.2)
+    pace.learn("short", 0.002)
+    assert pace.expected("short") == pytest.approx(0.0012)
+    assert pace.expected("other") == 0.2
 
 
 def test_nothing_waits_behind_a_job_that_is_known_to_be_long(hands):
