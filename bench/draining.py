@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench import accounts
 from bench.contenders import Broken
@@ -57,29 +57,59 @@ class Drained:
         return self.count * (1 - TENTH) / self.last_tenth_seconds
 
 
-def watch(contender: Contender, workers: Workers, count: int, left: Callable[[], bool] | None = None) -> Drained:
-    """Wait until `count` jobs have run and nothing is left.
+class Begun(NamedTuple):
+    """When the first of the jobs began that count, and what had been used by then.
+
+    Attributes:
+        count: jobs that ran before, to warm up.
+        used: CPU seconds of workers and of the server, and WAL bytes.
+    """
+
+    count: int
+    at: float
+    used: tuple[float, float, float]
+
+
+def _used(contender: Contender, workers: Workers) -> tuple[float, float, float]:
+    return accounts.cpu_seconds(workers.pids), accounts.cpu_seconds(contender.pids()), contender.ledger.wal_bytes()
+
+
+def await_begin(contender: Contender, workers: Workers, count: int) -> Begun:
+    """Wait until more than `count` jobs have run; for a thread beside the one that puts them in."""
+    end = time.monotonic() + STUCK
+    while contender.counted().count <= count:
+        workers.check()
+        if time.monotonic() > end:
+            raise Broken(f"{contender.peer.title}: no job ran for {STUCK:.0f} s")
+        time.sleep(LOOK)
+    return Begun(count, time.monotonic(), _used(contender, workers))
+
+
+def watch(
+    contender: Contender, workers: Workers, count: int, left: Callable[[], bool] | None = None, begun: Begun | None = None
+) -> Drained:
+    """Wait until `count` jobs have run, those of `begun` besides, and nothing is left.
 
     Raises:
         Broken: a worker ended, or no job more ran for a minute.
     """
-    server = contender.pids()
-    before = accounts.cpu_seconds(workers.pids), accounts.cpu_seconds(server), contender.ledger.wal_bytes()
+    before = begun.used if begun else _used(contender, workers)
+    first, warmed = (begun.at, begun.count) if begun else (0.0, 0)
     connections = looks = seen = 0
-    first = last_tenth = 0.0
+    last_tenth = 0.0
     progress = time.monotonic()
     while True:
         now = time.monotonic()
         counted = contender.counted()
-        if counted.count and not first:
-            # what was used before the first job is the start of the processes: that is not a job's
-            before = accounts.cpu_seconds(workers.pids), accounts.cpu_seconds(server), contender.ledger.wal_bytes()
+        ran = counted.count - warmed
+        if ran and not first:
+            before = _used(contender, workers)  # what was used before the first job is the start of the processes: that is not a job's
             first = counted.first
-        if counted.count > seen:
-            seen, progress = counted.count, now
-        if not last_tenth and counted.count >= count * TENTH:
+        if ran > seen:
+            seen, progress = ran, now
+        if not last_tenth and ran >= count * TENTH:
             last_tenth = now
-        if counted.count >= count and not (left() if left else contender.ask("left")):
+        if ran >= count and not (left() if left else contender.ask("left")):
             break
         if now - progress > STUCK:
             raise Broken(
@@ -93,7 +123,7 @@ def watch(contender: Contender, workers: Workers, count: int, left: Callable[[],
         time.sleep(max(LOOK, LOOK_SHARE * (time.monotonic() - now)))
     ended = time.monotonic()
     workers.check()
-    after = accounts.cpu_seconds(workers.pids), accounts.cpu_seconds(server), contender.ledger.wal_bytes()
+    after = _used(contender, workers)
     mine, servers_, wal = (end - begin for begin, end in zip(before, after, strict=True))
     connections = max(connections, contender.ledger.connections())
     return Drained(count, ended - first, mine + servers_, servers_, wal, connections, max(ended - last_tenth, LOOK))
