@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SCHEMA = "jobrunner"
 CHANNEL = "jobrunner"  # of LISTEN/NOTIFY wake-ups; the payload is the queue's name
 DEFAULT_QUEUE = "default"
+EMBEDDED = "the embedded PostgreSQL"  # the origin of an address that nobody configured
+CALL = "jobrunner.call"  # the task of Jobrunner's own that runs functions which are no tasks
+MESSAGE_TASK = "jobrunner.message"  # what the rows of messages are called; no worker runs them
 READ_DSN = "JOBRUNNER_READ_DSN"  # of a replica; what is read from is told by where its address comes from
 MAX_PAYLOAD_BYTES = 1_000_000  # of one job's arguments as JSON text; above, a file or a row id travels better
 MAX_RESULT_BYTES = 1_000_000  # of one job's return value as JSON text

@@ -77,8 +77,10 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
     """
     from jobrunner import keeping
     from jobrunner.history import archive
+    from jobrunner.maintenance.events import EventPruner, keep_events
     from jobrunner.maintenance.history import HistoryPruner
     from jobrunner.maintenance.pruner import Keep, Pruner
+    from jobrunner.maintenance.references import ReferencePruner
     from jobrunner.maintenance.rollups import Settler
     from jobrunner.settings import DEFAULT_QUEUE
     from jobrunner.worker import WorkerOptions, default_slots
@@ -100,7 +102,9 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
         lease=engine["lease"],
         poll=engine["poll"],
         listen=not engine["no_listen"],
-        chores=(Pruner(Keep.from_environ()), HistoryPruner(archive.from_environ()), Settler()),
+        chores=(
+            Pruner(Keep.from_environ()), HistoryPruner(archive.from_environ()), Settler(), ReferencePruner(), EventPruner(keep_events()),
+        ),
         code_of=code_of,
         **more,
     )

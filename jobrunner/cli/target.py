@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jobrunner.app import JobRunner
+    from jobrunner.database import Database
     from jobrunner.routing import Routing
     from jobrunner.settings import Dsn
-    from jobrunner.store import Database
 
 EMBEDDED = "the embedded PostgreSQL"
 _FACTS = "jobrunner.cli.facts"
@@ -156,7 +156,7 @@ def checked_database(dsn: Dsn) -> Database:
         DatabaseUnreachable, SchemaError: it does not answer, or the schema is missing, outdated or too new.
     """
     from jobrunner import migrate
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
     migrate.check(reach(dsn).url)
     return Database(dsn, pool_size=1)

@@ -1,0 +1,68 @@
+"""How apps, their tasks and the worker find each other."""
+
+from __future__ import annotations
+
+import psycopg
+
+from jobrunner.compat.celery import Celery, shared_task
+from tests.compat.celery.conftest import APPS
+
+
+def test_shared_tasks_are_those_of_every_app(dsn):
+    """A task that was shared before its apps existed, or after, is registered in each."""
+
+    @shared_task(name="shared")
+    def shared(a):
+        return a
+
+    first = Celery("first", broker=dsn)
+    assert shared.delay(1).app is first
+    second = Celery("second", broker=dsn, set_as_current=False)
+    assert "shared" in second.tasks
+
+    @shared_task(name="later")
+    def later():
+        return None
+
+    assert "later" in first.tasks
+    assert "later" in second.tasks
+
+
+def test_install_makes_import_celery_mean_the_facade(tmp_path, dsn):
+    """Opt-in, in a process of its own: code that says `import celery` runs unchanged, submodules are the same objects."""
+    import subprocess
+    import sys
+
+    code = (
+        "from jobrunner.compat.celery import install; install()\n"
+        "import celery, celery.result, jobrunner.compat.celery as ours\n"
+        "from celery.utils.log import get_task_logger\n"
+        "from celery.exceptions import Retry\n"
+        "from celery.signals import task_prerun\n"
+        "from celery.app.task import Task\n"
+        "assert celery is ours and task_prerun is ours.signals.task_prerun and Task is ours.Task\n"
+        "assert celery.result.AsyncResult.__module__ == 'jobrunner.compat.celery.result'\n"
+        "print('fine')\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, cwd=APPS.parents[2])
+    assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+def test_a_worker_is_pointed_at_the_app_by_its_module(load, dsn):
+    """The loader finds a Celery app as it finds a JobRunner: by its name, by its module, by the Flask app that holds it."""
+    from jobrunner.loading import load as find
+
+    load("wired_named")
+    assert "create_task" in find("wired_named:celery").registry
+    assert "create_task" in find("wired_named").registry
+    factory = load("wired_make_celery")
+    assert {"wired_tasks.add", "wired_tasks.block", "wired_tasks.process"} <= set(find("wired_make_celery").registry.names())
+    assert factory.celery_app.jobs.app is factory.flask_app
+
+
+def test_psycopg_is_the_only_driver_needed():
+    """The facade imports neither Celery nor kombu."""
+    import sys
+
+    assert psycopg.__name__ in sys.modules
+    assert not {"celery", "kombu", "billiard"} & set(sys.modules)
