@@ -21,7 +21,7 @@ from jobrunner.store import Store
 from jobrunner.transient import is_transient
 from jobrunner.worker import notebook
 from jobrunner.worker.chores import Chores
-from jobrunner.worker.claimer import Room
+from jobrunner.worker.claimer import LONGEST_STEP_BACK, Room
 from jobrunner.worker.finisher import Finisher
 from jobrunner.worker.log import logger
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 MAINTENANCE = 1.0  # seconds between looks for lost workers and cancellations
 MAINTENANCE_SLACK = 0.25  # seconds that such a look waits for a claim to go with, while there is no job that could be cancelled
+CROWD_SLACK = LONGEST_STEP_BACK  # seconds, while it waits for others that are in the way: they look as well
 _MAX_BACKOFF = 5.0  # seconds between attempts to reach a database that is away
 _BATCH = 1000  # outcomes of one transaction
 _LINGER = 0.005  # seconds that outcomes of short jobs wait for more of them: a statement for many costs half of what several for few do
@@ -185,13 +186,18 @@ class Link(threading.Thread):
 
     def _patience(self) -> float:
         now = clock.monotonic()
-        slack = 0.0 if self._held else MAINTENANCE_SLACK
-        times = [self._maintain_at + slack, *(claimer.next_at for claimer, _ in self._with_room())]
+        times = [self._maintain_at + self._slack(), *(claimer.next_at for claimer, _ in self._with_room())]
         if self._notebook.due_at is not None:
             times.append(self._notebook.due_at)
         if self._outcomes:
             times.append(self._write_at)
         return max(0.0, min(times) - now)
+
+    def _slack(self) -> float:
+        """Seconds that maintenance may wait for the next claim, so that both take one wake-up of this thread."""
+        if self._held:
+            return 0.0
+        return CROWD_SLACK if any(claimer.crowded for claimer in self.claimers) else MAINTENANCE_SLACK
 
     def _round(self) -> None:
         store = self._connected()
