@@ -76,7 +76,7 @@ class Claimer:
         self._scan_costs: deque[float] = deque([0.0], maxlen=3)
         self._turn = 0
         self._crowded = 0  # times in a row that others were in the way
-        self._crowded_since = 0.0
+        self._crowded_since = 0.0  # or since the last claim that passed by
         self._pass_at = 0.0  # when it may pass by whoever stands in the gate
         self.waited = 0.0
         self._held_back: set[str] = set()  # queues that may have more due than their own bound lets in
@@ -100,7 +100,7 @@ class Claimer:
     def claim(self, store: Store, worker_id: int, room: Room) -> list[ClaimedJob]:
         """Claim at most `room`, the most urgent first. Sets `next_at`, and `idle` when a fresh scan found nothing due."""
         taken: list[ClaimedJob] = []
-        self.idle = False
+        self.idle, self.waited = False, 0.0
         try:
             self._take(store, worker_id, room, taken)
         except Crowded:
@@ -108,10 +108,11 @@ class Claimer:
                 self._step_back()
                 return taken
             self._take(store, worker_id, room, taken, past_gate=True)
-            self._pass_at = clock.monotonic() + PASS_PAUSE
+            now = clock.monotonic()
+            self.waited, self._crowded_since, self._pass_at = now - self._crowded_since, now, now + PASS_PAUSE
         else:
-            self.waited = clock.monotonic() - self._crowded_since if self._crowded else 0.0
-            self._crowded = 0
+            if self._crowded:
+                self.waited, self._crowded = clock.monotonic() - self._crowded_since, 0
         return taken
 
     def _step_back(self) -> None:

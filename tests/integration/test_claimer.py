@@ -241,20 +241,25 @@ def test_who_finds_the_gate_closed_comes_back_later_each_time(dsn, store, worker
     assert claimer.wants(Room(UNGATED + 1), clock.monotonic())
 
 
-@pytest.mark.usefixtures("closed", "slow")
+@pytest.mark.usefixtures("closed")
 def test_who_finds_the_gate_closed_for_long_passes_by(dsn, store, worker, monkeypatch):
-    """When somebody stands in the gate and does not move, others claim as much as ever, now and then; they ask each time."""
-    monkeypatch.setattr(claims, "CROWD_PATIENCE", 0.0)
-    monkeypatch.setattr(claims, "PASS_PAUSE", 0.0)
+    """When somebody stands in the gate and does not move, others claim as much as ever, now and then; each such claim has waited from the last."""
+    now = 1000.0
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
     many = UNGATED + 1
     insert(dsn, TASK, 3 * many, queue="default")
     claimer = Claimer(QUEUES, [TASK], POLL)
     assert claimer.claim(store, worker, Room(many)) == []
+    now += claims.CROWD_PATIENCE
     assert len(claimer.claim(store, worker, Room(many))) == many
-    monkeypatch.setattr(claims, "PASS_PAUSE", POLL)
-    assert len(claimer.claim(store, worker, Room(many))) == many
+    assert claimer.waited == claims.CROWD_PATIENCE
+    now += claims.PASS_PAUSE / 2
     assert claimer.claim(store, worker, Room(many)) == []
-    assert claimer.next_at > clock.monotonic()
+    assert claimer.next_at > now
+    assert claimer.waited == 0.0, "a claim for which nobody waited has the time of an earlier one"
+    now += claims.PASS_PAUSE / 2
+    assert len(claimer.claim(store, worker, Room(many))) == many
+    assert claimer.waited == claims.PASS_PAUSE
 
 
 @pytest.mark.usefixtures("slow")
@@ -289,7 +294,7 @@ def test_a_crowd_scans_seldom(dsn, store, worker, monkeypatch):
     monkeypatch.setattr(claims, "CROWD_RESCAN", POLL)
     many = UNGATED + 1
     insert(dsn, TASK, 3 * many, queue="default")
-    claimer = Claimer(QUEUES, [TASK], 1.0)
+    claimer = Claimer(QUEUES, [TASK], 0.0)
     assert len(claimer.claim(store, worker, Room(many))) == many
     with psycopg.connect(dsn) as one, psycopg.connect(dsn) as two:
         for connection in (one, two):

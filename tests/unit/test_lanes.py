@@ -144,6 +144,8 @@ def test_no_job_waits_behind_or_as_one_that_would_have_all_taken_back(hands):
     lane.hand_out(NOW)
     (child,) = lane.children.values()
     assert [run.job.task for run in child.runs.values()] == ["fair", "fair"]
+    lane.backlog.clear()
+    assert lane.room(NOW) > 0
     lane.pace.mean = 0.09
     assert lane.room(NOW) == 0
     assert LONGEST_AHEAD < STALE < MOST_AHEAD
