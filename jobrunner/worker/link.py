@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from jobrunner.worker.upkeep import Report
 
 MAINTENANCE = 1.0  # seconds between looks for lost workers, cancellations and jobs that have expired
+MAINTENANCE_SLACK = 0.25  # seconds that such a look waits for a claim to go with, while there is no job that could be cancelled
 EXPIRED_AT_ONCE = 500  # jobs that one statement ends: a round stays short
 _MAX_BACKOFF = 5.0  # seconds between attempts to reach a database that is away
 _BATCH = 1000  # outcomes of one transaction
@@ -76,7 +77,8 @@ class Link(threading.Thread):
         self._rooms = [Room(0) for _ in claimers]
         self._notebook = notebook.Notebook()
         self._write_at = 0.0  # when the outcomes that wait are to be written
-        self._claims = 0
+        self._claims = 0  # those that took something
+        self._said_idle = False
         self._linger = _LINGER
         self._claiming = True
         self._closing = False
@@ -100,8 +102,8 @@ class Link(threading.Thread):
 
         Args:
             rooms: of each lane.
-            seen: how many claims the main loop has taken in; `rooms` count only when that is all of them, or the same room
-                would be filled twice.
+            seen: how many claims with jobs the main loop has taken in; `rooms` count only when that is all of them, or the same
+                room would be filled twice.
             may_wait: whether outcomes may wait a few milliseconds for others, as many more are about to come.
         """
         with self._condition:
@@ -111,9 +113,10 @@ class Link(threading.Thread):
                 self._write_at = now + self._linger if may_wait else 0.0
             self._outcomes += outcomes
             self._starts += starts
-            if seen == self._claims:
+            news = seen == self._claims and rooms != self._rooms
+            if news:
                 self._rooms = rooms
-            if fresh or starts or self._outcomes_due(now) or any(room.total > 0 for room in rooms):
+            if fresh or starts or self._outcomes_due(now) or (news and any(room.total > 0 for room in rooms)):
                 self._condition.notify()
 
     def hear(self, notes: Sequence[Note], lines: Sequence[LogLine]) -> None:
@@ -196,8 +199,9 @@ class Link(threading.Thread):
 
     def _patience(self) -> float:
         now = clock.monotonic()
+        slack = 0.0 if self._held else MAINTENANCE_SLACK
         with_room = self._with_room()
-        times = [self._maintain_at, *(claimer.next_at for claimer, _ in with_room)]
+        times = [self._maintain_at + slack, *(claimer.next_at for claimer, _ in with_room)]
         if with_room and self._deliveries is not None and self._deliveries.tasks:
             times.append(self._deliveries.next_at)
         if self._notebook.due_at is not None:
@@ -222,6 +226,7 @@ class Link(threading.Thread):
             self._linger = min(_MOST_LINGER, max(_LINGER, clock.monotonic() - began))
             with self._condition:  # told as well: who sees nothing unwritten finds the word that something was, which may be due again
                 del self._outcomes[: len(outcomes)]
+                self._said_idle = False
                 self._tell("written", len(outcomes))
             for outcome in outcomes:
                 self._held.pop(outcome.id, None)
@@ -307,12 +312,15 @@ class Link(threading.Thread):
                 if job.ordering_key is not None:
                     self._keys[job.id] = job.queue, job.ordering_key
             claimed.append(jobs)
-        with self._condition:
-            self._claims += 1
-            self._rooms = [Room(0) for _ in self.claimers]  # until the main loop has taken these in and says how much is left
-        waited = max(claimer.waited for claimer, jobs in zip(self.claimers, claimed, strict=True) if jobs) if any(claimed) else 0.0
-        self._tell("claimed", (worker_id, claimed, waited + clock.monotonic() - began))
-        if all(claimer.idle for claimer in self.claimers):
+        if any(claimed):
+            with self._condition:
+                self._claims += 1
+                self._rooms = [Room(0) for _ in self.claimers]  # until the main loop has taken these in and says how much is left
+            self._said_idle = False
+            waited = max(claimer.waited for claimer, jobs in zip(self.claimers, claimed, strict=True) if jobs)
+            self._tell("claimed", (worker_id, claimed, waited + clock.monotonic() - began))
+        if not self._said_idle and all(claimer.idle for claimer in self.claimers):
+            self._said_idle = True
             self._tell("idle", None)
 
     def _maintain(self, store: Store) -> None:

@@ -6,6 +6,7 @@ It must not claim.
 from __future__ import annotations
 
 import select
+import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from jobrunner.settings import Dsn
 
-_LOOK = 1.0  # seconds between looks at the stop flag
 _RETRY = 5.0  # seconds before a broken connection is tried again; polling goes on meanwhile
 
 
@@ -32,14 +32,22 @@ class Listener(threading.Thread):
         super().__init__(name="jobrunner-listener", daemon=True)
         self._dsn, self._queues, self._wake = dsn, queues, wake
         self._halt = threading.Event()
+        self._halted, self._halting = socket.socketpair()
         self.listening = threading.Event()
 
     def stop(self) -> None:
-        """End the thread within a second."""
+        """End the thread at once. Harmless when it has ended, or never began."""
         self._halt.set()
+        self._halting.close()  # which the other end hears
+        if not self.is_alive():
+            self._halted.close()
 
     def run(self) -> None:
         """Listen until stopped; reconnect when the connection breaks."""
+        with self._halted:
+            self._listen()
+
+    def _listen(self) -> None:
         while not self._halt.is_set():
             try:
                 with connect(self._dsn, application_name="jobrunner-listener") as connection:
@@ -54,9 +62,10 @@ class Listener(threading.Thread):
 
     def _hear(self, connection: psycopg.Connection[Any]) -> None:
         # Waiting is ours: psycopg's own wait wakes ten times a second to see whether somebody pressed Ctrl-C, in every idle worker.
-        socket = select.poll()
-        socket.register(connection.fileno(), select.POLLIN)
+        either = select.poll()
+        either.register(connection.fileno(), select.POLLIN)
+        either.register(self._halted, select.POLLIN)
         while not self._halt.is_set():
             if any(notice.payload in self._queues for notice in connection.notifies(timeout=0)):
                 self._wake()
-            socket.poll(_LOOK * 1000)
+            either.poll()

@@ -67,7 +67,20 @@ def test_a_lane_that_has_not_looked_since_is_not_idle(link):
     link.exchange([], [], [Room(0), Room(1)], 0)
     link.wake()
     link._round()
-    assert [event for event, _ in link.events] == ["claimed"]
-    link.exchange([], [], [Room(1), Room(1)], 1)
+    assert not link.events
+    link.exchange([], [], [Room(1), Room(1)], 0)
     link._round()
-    assert [event for event, _ in link.events] == ["claimed", "claimed", "idle"]
+    assert [event for event, _ in link.events] == ["idle"]
+
+
+def test_that_nothing_is_due_is_told_once_and_again_after_each_outcome(link):
+    """An idle worker's main loop is left in peace; what was written may be due again, and who drains waits for the word that it is not."""
+    link.exchange([], [], [Room(1), Room(1)], 0)
+    for _ in range(3):
+        link.wake()
+        link._round()
+    assert [event for event, _ in link.events] == ["idle"]
+    link.exchange([Succeeded(1, 1, None, 0, 0, 1000.0)], [], [Room(1), Room(1)], 0)
+    link.wake()
+    link._round()
+    assert [event for event, _ in link.events] == ["idle", "written", "idle"]

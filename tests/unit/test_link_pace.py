@@ -8,7 +8,7 @@ from jobrunner import clock
 from jobrunner.claimer import Claimer, Room
 from jobrunner.jobs import Succeeded
 from jobrunner.settings import parse_dsn
-from jobrunner.worker.link import _ENOUGH, _LINGER, Link
+from jobrunner.worker.link import _ENOUGH, _LINGER, MAINTENANCE_SLACK, Link
 
 NOTHING = [Room(0)]
 
@@ -69,3 +69,22 @@ def test_a_claim_takes_the_outcomes_along(link):
     """When jobs are wanted the round begins, and writes what waits before it claims."""
     link.exchange(ended(3), [], [Room(10)], 0, may_wait=True)
     assert link._has_work()
+
+
+def test_the_same_room_is_no_news(link, monkeypatch):
+    """The main loop says how much it can take in each turn; the thread is roused when that has changed."""
+    roused: list[None] = []
+    monkeypatch.setattr(link._condition, "notify", lambda: roused.append(None))
+    link.exchange([], [], [Room(10)], 0)
+    link.exchange([], [], [Room(10)], 0)
+    assert len(roused) == 1
+    link.exchange([], [], [Room(9)], 0)
+    link.exchange([], [], NOTHING, 0)
+    assert len(roused) == 2
+
+
+def test_maintenance_goes_with_a_claim_unless_a_job_could_be_cancelled(link):
+    """An idle worker looks for lost ones when it looks for jobs anyway; one that holds a job looks in time for whoever cancels it."""
+    assert link._patience() == pytest.approx(1.0 + MAINTENANCE_SLACK)
+    link._held[1] = 1
+    assert link._patience() == pytest.approx(1.0)
