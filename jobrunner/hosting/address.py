@@ -76,8 +76,10 @@ def _place(name: str) -> str:
         return name
     path = Path(file).resolve()
     root = path.parents[name.count(".") + (path.name == "__init__.py")]
-    installed = {Path(place).resolve() for place in (*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib"))}
-    return name if root in {Path.cwd(), *installed} or path.suffix != ".py" else str(path)
+    given = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]  # which the worker inherits
+    installed = (*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib"))
+    known = {Path.cwd(), *(Path(place).resolve() for place in (*given, *installed))}
+    return name if root in known or path.suffix != ".py" else str(path)
 
 
 def environment(jobs: JobRunner) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from types import ModuleType
@@ -169,6 +170,8 @@ def test_the_address_is_where_this_very_app_is(module, tmp_path, monkeypatch):
     assert address.find_address(app, "wsgi:make('x')") == "flaskless_shop.web:application"
     file = module("flaskless_shop.web", "src/flaskless_shop/web.py", application=app)
     assert address.find_address(app, None) == f"{file}:application"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(tmp_path / "src")]))
+    assert address.find_address(app, None) == "flaskless_shop.web:application"
     monkeypatch.setenv("JOBRUNNER_APP", "named:app")
     assert address.find_address(app, None) == "named:app"
 
