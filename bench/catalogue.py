@@ -16,5 +16,5 @@ SCENARIOS = {
         *idle.SCENARIOS,
     )
 }
-PROBES = ("isolation", "replacement", "fairness", "rollups", "retention", "history-reads", "shares", "hops", "losses")
+PROBES = ("isolation", "replacement", "fairness", "rollups", "retention", "claim-times", "history-reads", "shares", "hops", "losses")
 """Scripts of their own, no part of the page: about the worker's inside, printing JSON; `losses` is about lost jobs, beside peers."""

@@ -27,7 +27,7 @@ RESCAN = 0.25  # seconds between scans from the start while claims keep coming b
 SCAN_SHARE = 10  # a scan that took t seconds is not repeated within t times this: under a pinned snapshot it walks every dead entry
 WALKS = 2  # over the dead entries: of the look at what is due, and of the claim that follows without a floor if there is something
 STEP_BACK = 0.02  # seconds until a claim is tried again for which others were in the way; doubled each time
-LONGEST_STEP_BACK = 1.0  # seconds: 64 workers that look in four times a second would be a few per cent of a core
+LONGEST_STEP_BACK = 2.0  # seconds: with 64 workers somebody looks in thirty times a second, and each look begins with cold caches
 MOST_DOUBLINGS = 10  # enough for the longest; more would be a power too large for a float, in a crowd of days
 CROWD_RESCAN = 3.0  # seconds between scans from the start in a crowd, where the others scan as well
 CROWD_PATIENCE = 5.0  # seconds: somebody stands in the gate then, such as a process that was stopped while its claim was being sent
@@ -84,6 +84,11 @@ class Claimer:
     def wants(self, room: Room, now: float) -> bool:
         """Whether to claim now: it is time to look, or there is room again in a queue whose bound was reached."""
         return room.total > 0 and (now >= self.next_at or self._following or any(room.of(queue) > 0 for queue in self._held_back))
+
+    @property
+    def crowded(self) -> bool:
+        """Whether others were in the way when it looked last: there are more workers than the queue needs."""
+        return self._crowded > 0
 
     def wake(self) -> None:
         """Something may be due: look at once."""

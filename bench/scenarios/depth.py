@@ -128,7 +128,7 @@ SCENARIOS = (
         "their history is theirs to shape.",
         "jobs_per_second",
         {"jobs": 10_000, "backlog": 200_000, "later": 200_000, "history": 1_000_000, "peers": 0},
-        {"jobs": 50_000, "backlog": 1_000_000, "later": 1_000_000, "history": 10_000_000, "peers": 1},
+        {"jobs": 200_000, "backlog": 1_000_000, "later": 1_000_000, "history": 10_000_000, "peers": 1},
         _depth_entries,
     ),
     Scenario(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _BEATS = 3  # per lease: two may be lost before it is in danger
 _RETRY = 1.0  # seconds between attempts to reach a database that does not answer
+IDLE_MEASURE = 60.0  # seconds between measurements of the memory of a worker that does nothing: each reads its page tables
 NEWS = 2.0  # seconds at least between two beats when what the worker runs has changed
 
 
@@ -58,6 +59,9 @@ class Heartbeat(threading.Thread):
         self._counts, self._running, self._extended = counts, running, extended
         self._halt = threading.Event()
         self._news = threading.Event()
+        self._seen = WorkerSight()
+        self._did: tuple[WorkerCounts, str] | None = None
+        self._measure_at = 0.0
 
     def stop(self) -> None:
         """End the thread; the lease is left to expire or to `stop_worker`."""
@@ -84,8 +88,8 @@ class Heartbeat(threading.Thread):
     def _beat(self, store: Store, pause: float) -> None:
         while not self._halt.is_set():
             sent = clock.monotonic()
-            sight = WorkerSight(resident_bytes(), procfs.proportional_bytes(os.getpid()), self._running())
-            if not store.heartbeat(self.worker_id, self.lease, sight, self._counts()):
+            counts = self._counts()
+            if not store.heartbeat(self.worker_id, self.lease, self._sight(counts, sent), counts):
                 self.lost = True
                 return
             self.ends = sent + self.lease.total_seconds()
@@ -94,3 +98,11 @@ class Heartbeat(threading.Thread):
             if not self._halt.wait(soon):
                 self._news.wait(pause - soon)
             self._news.clear()
+
+    def _sight(self, counts: WorkerCounts, now: float) -> WorkerSight:
+        """What it runs, and how much memory all its processes have: measured with each beat while it works, else now and then."""
+        did = counts, self._running()
+        if did != self._did or now >= self._measure_at:
+            self._did, self._measure_at = did, now + IDLE_MEASURE
+            self._seen = WorkerSight(resident_bytes(), procfs.proportional_bytes(os.getpid()), did[1])
+        return self._seen

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from jobrunner import clock
-from jobrunner.claimer import Room
+from jobrunner.claimer import LONGEST_STEP_BACK, Room
 from jobrunner.connecting import connect, plan_once
 from jobrunner.errors import DatabaseUnreachable
 from jobrunner.jobs import Ended, Ending, Unsuccessful
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MAINTENANCE = 1.0  # seconds between looks for lost workers, cancellations and jobs that have expired
 MAINTENANCE_SLACK = 0.25  # seconds that such a look waits for a claim to go with, while there is no job that could be cancelled
+CROWD_SLACK = LONGEST_STEP_BACK  # seconds, while it waits for others that are in the way: they look as well
 EXPIRED_AT_ONCE = 500  # jobs that one statement ends: a round stays short
 _MAX_BACKOFF = 5.0  # seconds between attempts to reach a database that is away
 _BATCH = 1000  # outcomes of one transaction
@@ -199,9 +200,8 @@ class Link(threading.Thread):
 
     def _patience(self) -> float:
         now = clock.monotonic()
-        slack = 0.0 if self._held else MAINTENANCE_SLACK
         with_room = self._with_room()
-        times = [self._maintain_at + slack, *(claimer.next_at for claimer, _ in with_room)]
+        times = [self._maintain_at + self._slack(), *(claimer.next_at for claimer, _ in with_room)]
         if with_room and self._deliveries is not None and self._deliveries.tasks:
             times.append(self._deliveries.next_at)
         if self._notebook.due_at is not None:
@@ -209,6 +209,12 @@ class Link(threading.Thread):
         if self._outcomes:
             times.append(self._write_at)
         return max(0.0, min(times) - now)
+
+    def _slack(self) -> float:
+        """Seconds that maintenance may wait for the next claim, so that both take one wake-up of this thread."""
+        if self._held:
+            return 0.0
+        return CROWD_SLACK if any(claimer.crowded for claimer in self.claimers) else MAINTENANCE_SLACK
 
     def _round(self) -> None:
         store = self._connected()

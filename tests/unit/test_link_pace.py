@@ -8,7 +8,7 @@ from jobrunner import clock
 from jobrunner.claimer import Claimer, Room
 from jobrunner.jobs import Succeeded
 from jobrunner.settings import parse_dsn
-from jobrunner.worker.link import _ENOUGH, _LINGER, MAINTENANCE_SLACK, Link
+from jobrunner.worker.link import _ENOUGH, _LINGER, CROWD_SLACK, MAINTENANCE_SLACK, Link
 
 NOTHING = [Room(0)]
 
@@ -86,5 +86,7 @@ def test_the_same_room_is_no_news(link, monkeypatch):
 def test_maintenance_goes_with_a_claim_unless_a_job_could_be_cancelled(link):
     """An idle worker looks for lost ones when it looks for jobs anyway; one that holds a job looks in time for whoever cancels it."""
     assert link._patience() == pytest.approx(1.0 + MAINTENANCE_SLACK)
+    link.claimers[0]._crowded = 1  # others look as well
+    assert link._patience() == pytest.approx(1.0 + CROWD_SLACK)
     link._held[1] = 1
     assert link._patience() == pytest.approx(1.0)
