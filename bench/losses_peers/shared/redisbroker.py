@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import redis
+from addresses import for_kombu
 from celeries import CeleryContender
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ class RedisContender(CeleryContender):
     distributions = ("celery", "kombu", "redis")
 
     def broker(self) -> str:
-        """As Kombu writes the path of a socket."""
-        return self.redis.replace("unix://", "redis+socket://")
+        """As Kombu writes the path of a socket and the number of a database."""
+        return for_kombu(self.redis)
 
     def options(self) -> dict[str, Any]:
         """An hour, unless a timeout is wanted."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import marks
 import redis
+from addresses import for_kombu
 from celery import Celery
 from protocol import Adapter, Unsupported, serve
 
@@ -26,7 +27,7 @@ PREFETCH = 64  # messages; its optimizing guide says so for short tasks
 QUEUE = "celery"
 UNACKED = "unacked"
 
-url = os.environ["BENCH_REDIS"].replace("unix://", "redis+socket://")
+url = for_kombu(os.environ["BENCH_REDIS"])
 app = Celery("bench", broker=url, backend=url)
 app.conf.update(broker_connection_retry_on_startup=True, task_ignore_result=True)
 if os.environ.get("BENCH_BEST"):
