@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["celery[sqlalchemy]==5.7.0", "kombu==5.7.0", "SQLAlchemy==2.1.9", "psycopg2-binary==2.9.13", "psycopg[binary]==3.3.9"]
+# dependencies = ["celery[sqlalchemy]==5.7.0", "kombu==5.7.0", "SQLAlchemy==2.1.9", "psycopg[binary]==3.3.9"]
 #
 # [tool.bench]
 # title = "Celery + Kombu's sqlalchemy, late acks"
@@ -27,7 +27,7 @@ WAITING = "SELECT payload FROM kombu_message WHERE visible"  # nothing in Kombu 
 class SqlAlchemyTransport(CeleryContender):
     """`sqla+postgresql://`."""
 
-    distributions = ("celery", "kombu", "SQLAlchemy", "psycopg2-binary")
+    distributions = ("celery", "kombu", "SQLAlchemy", "psycopg")
     settings = SAFE
 
     def broker(self) -> str:
