@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from bench import losses
 from bench.losing import report
+from bench.losing.scenarios import Sizes
 
 CLEAN = {"jobs": 4, "runs": 4, "lost": 0, "stuck": 0, "doubled": 0, "doubled_in_flight": 0, "doubled_healthy": 0}
 
@@ -119,3 +123,17 @@ def test_a_file_that_is_no_document_is_refused(tmp_path):
             report.read(file)
     file.write_text(json.dumps(document(round_of())))
     assert report.read(file)["contenders"]["one"]["title"] == "One"
+
+
+def test_whoever_did_not_start_is_not_measured_in_a_later_round(monkeypatch):
+    """Neither who is absent: of all others every round has every scenario."""
+    entries = {"here": {"rounds": []}, "broken": {"rounds": [{"start": {"failed": "ended"}}]}, "away": {"rounds": [], "absent": "no Redis"}}
+    monkeypatch.setattr(losses, "peers", lambda _: {name: name for name in entries})
+    monkeypatch.setattr(losses, "facts_of", lambda peer, _: entries[peer])
+    monkeypatch.setattr(losses, "one", lambda *_: CLEAN)
+    monkeypatch.setattr(losses.servers, "running", lambda: contextlib.nullcontext(SimpleNamespace(facts=dict)))
+    monkeypatch.setattr(losses.machine, "facts", dict)
+    measured = losses.measure(list(entries), ["kill", "long"], Sizes(), 3)["contenders"]
+    assert measured["here"]["rounds"] == [{"kill": CLEAN, "long": CLEAN}] * 3
+    assert measured["broken"]["rounds"] == [{"start": {"failed": "ended"}}]
+    assert measured["away"]["rounds"] == []
