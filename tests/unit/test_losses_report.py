@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import losses
+from bench import losses, machine, servers
 from bench.losing import report
 from bench.losing.scenarios import Sizes
 
@@ -131,8 +131,8 @@ def test_whoever_did_not_start_is_not_measured_in_a_later_round(monkeypatch):
     monkeypatch.setattr(losses, "peers", lambda _: {name: name for name in entries})
     monkeypatch.setattr(losses, "facts_of", lambda peer, _: entries[peer])
     monkeypatch.setattr(losses, "one", lambda *_: CLEAN)
-    monkeypatch.setattr(losses.servers, "running", lambda: contextlib.nullcontext(SimpleNamespace(facts=dict)))
-    monkeypatch.setattr(losses.machine, "facts", dict)
+    monkeypatch.setattr(servers, "running", lambda: contextlib.nullcontext(SimpleNamespace(facts=dict)))
+    monkeypatch.setattr(machine, "facts", dict)
     measured = losses.measure(list(entries), ["kill", "long"], Sizes(), 3)["contenders"]
     assert measured["here"]["rounds"] == [{"kill": CLEAN, "long": CLEAN}] * 3
     assert measured["broken"]["rounds"] == [{"start": {"failed": "ended"}}]
