@@ -131,6 +131,45 @@ def test_an_open_acknowledgement_does_not_hold_up_the_lease(queue, connection):
     assert set(states(connection).values()) == {"succeeded"}
 
 
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_message_without_a_lease_is_acknowledged_elsewhere(queue, monkeypatch, commits):
+    """What is held for as long as the process lives is forgotten once that transaction has committed, and comes again when it was rolled back."""
+    monkeypatch.setattr(consuming, "ELSEWHERE", 0.05)
+    number = queue.put(1)
+    engine = sa.create_engine(queue._database.dsn.sqlalchemy_url)
+    message = queue.get(lease=None)
+    with Session(engine) as session:
+        message.ack(session=session)
+        if commits:
+            session.commit()
+        else:
+            session.rollback()
+    engine.dispose()
+    (consumer,) = queue._application.consumers.values()
+    if commits:
+        wait_until(lambda: consumer._counts.succeeded == 1, timeout=PATIENCE, what="the consumer to look")
+        assert (consumer._held, consumer._counts.failed, message.settled) == ({}, 0, "ack")
+    else:
+        assert queue.get(wait=PATIENCE).id == number
+
+
+def test_an_open_acknowledgement_holds_up_no_other_message(queue):
+    """A message whose lease is over goes to others, whatever else was acknowledged in a transaction that stays open."""
+    queue.put_many(["elsewhere", "slow"])
+    engine = sa.create_engine(queue._database.dsn.sqlalchemy_url)
+    elsewhere, slow = queue.get_many(2)
+    (consumer,) = queue._application.consumers.values()
+    with Session(engine) as session:
+        elsewhere.ack(session=session)
+        with consumer._state:  # both at the same moment, so that they are given back together
+            until = clock.monotonic() + SOON
+            consumer._held.update({message.receipt: consuming._Hold(message, until) for message in (elsewhere, slow)})
+            consumer._state.notify_all()
+        assert queue.get(wait=PATIENCE).id == slow.id
+        session.commit()
+    engine.dispose()
+
+
 def test_who_waits_gets_what_comes(queue):
     """A waiting `get` returns soon after the put, and empty-handed when its time is over."""
     with ThreadPoolExecutor(1) as threads:
