@@ -209,7 +209,7 @@ class MessageQueue:
         """The messages one after the other, for a loop.
 
         A message that the loop has not settled is acknowledged when the loop comes for the next one, and given back when it ends
-        otherwise: by an exception, `break`, or the end of the program. One whose lease is over by then is somebody else's; the loop goes on.
+        otherwise: by an exception, `break`, or the end of the program. One whose lease is over by then is passed by; the loop goes on.
 
         Args:
             lease: as for `get`; it counts from when the message was taken, also for those that wait in a batch.
