@@ -21,11 +21,11 @@ from jobrunner.claimer import Claimer, Room
 from jobrunner.envelopes import Facts, Message, Receipt
 from jobrunner.errors import DatabaseUnreachable, LeaseLost
 from jobrunner.hearing import ear_of
-from jobrunner.jobs import Ending, Leaving, Outcome, Unsuccessful, WorkerCounts, WorkerSight
+from jobrunner.jobs import Ending, Leaving, Unsuccessful, WorkerCounts, WorkerSight
 from jobrunner.messagestore import EXPIRED_AT_ONCE
 from jobrunner.pulling import consumer_facts
 from jobrunner.settings import MESSAGE_TASK
-from jobrunner.settling import outcome_of, settle_elsewhere
+from jobrunner.settling import apart, finish_at_once, outcome_of, settle_elsewhere
 from jobrunner.transient import is_transient
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ ROW_SHARE = 0.5
 SHORTEST_ROW, LONGEST_ROW = 1.0, 15.0  # seconds that the row of this process lives without a word of it
 BEATS = 3  # in that time
 RETRY = 1.0  # seconds until the database is asked again that did not answer
-LOCK_TIMEOUT = "200ms"  # that giving back waits for a message whose acknowledgement somebody has not committed yet
+ELSEWHERE = 30.0  # seconds until an acknowledgement in somebody's transaction is looked at that has no lease to wait for
 IDLE = 60.0  # seconds without a message or anybody who asks for one, after which the row is closed
 MAINTENANCE = 1.0  # seconds between looks for the messages of consumers that died, and for those that have expired
 
@@ -234,7 +234,8 @@ class Consumer:
         """Write how the delivery of a message ended, fenced by its lease. Raises LeaseLost."""
         outcome = outcome_of(message.receipt, ending, delay=delay, reason=reason)
         if settle_elsewhere(outcome, place):
-            return  # it is held until its lease is over: should that transaction roll back, it must come again
+            self._look_later(message)
+            return
         with self._database_store() as store:
             refused = bool(store.finish([outcome]))
         self._forget(message.receipt, ending)
@@ -242,6 +243,14 @@ class Consumer:
             message.lose()
             raise LeaseLost(*message.receipt)
         self._let_next(message)
+
+    def _look_later(self, message: Message) -> None:
+        """It is held until its lease is over, and not for ever: should that transaction roll back, it must come again."""
+        with self._state:
+            hold = self._held.get(message.receipt)
+            if hold is not None and hold.until == float("inf"):
+                self._held[message.receipt] = _Hold(message, clock.monotonic() + ELSEWHERE)
+                self._state.notify_all()
 
     def extend(self, message: Message, seconds: float) -> None:
         """Hold a message for so many seconds from now. Raises LeaseLost."""
@@ -322,26 +331,27 @@ class Consumer:
         self._beat_at = clock.monotonic() + self._row_seconds / BEATS
 
     def _give_back(self, store: MessageStore, messages: Sequence[Message]) -> None:
+        for some in apart(messages):
+            self._give_back_some(store, some)
+
+    def _give_back_some(self, store: MessageStore, messages: Sequence[Message]) -> None:
         said = "its lease was over: the consumer neither acknowledged nor extended it in time"
         try:
-            self._finish_at_once(store, [outcome_of(message.receipt, Ending.RETRY, delay=0, reason=said) for message in messages])
+            refused = finish_at_once(store, [outcome_of(each.receipt, Ending.RETRY, delay=0, reason=said) for each in messages])
         except psycopg.errors.LockNotAvailable:  # acknowledged in a transaction that is open still
             with self._state:
                 later = clock.monotonic() + RETRY
                 self._held.update({message.receipt: _Hold(message, later) for message in messages if message.receipt in self._held})
             return
+        gone = {(outcome.id, outcome.lease) for outcome in refused}
+        done = [each for each in messages if each.settled is not None and each.receipt in gone]  # by a transaction that has committed
         for message in messages:
             message.lose()
-            self._forget(message.receipt, Ending.RETRY)
-        logger.warning("messages were held for longer than their lease", extra={"queue": self._queue, "messages": len(messages)})
+            self._forget(message.receipt, None if message in done else Ending.RETRY)
+        if count := len(messages) - len(done):
+            logger.warning("messages were held for longer than their lease", extra={"queue": self._queue, "messages": count})
         self.call()
         self._home.wake(self._queue)
-
-    def _finish_at_once(self, store: MessageStore, outcomes: Sequence[Outcome]) -> None:
-        """Write outcomes without waiting for whoever has locked the rows: the lease must be renewed meanwhile."""
-        with store.connection.transaction():
-            store.connection.execute("SELECT set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
-            store.finish(outcomes)
 
     # -- the end
 
@@ -358,12 +368,11 @@ class Consumer:
         if not worker_id:
             return
         said = "the consumer ended without a word about it"
-        outcomes: list[Outcome] = [outcome_of(message.receipt, Ending.RETRY, delay=0, reason=said) for message in held]
         try:
             with self._database_store() as store:
-                if outcomes:
+                for some in apart(held):
                     with contextlib.suppress(psycopg.errors.LockNotAvailable):
-                        self._finish_at_once(store, outcomes)
+                        finish_at_once(store, [outcome_of(each.receipt, Ending.RETRY, delay=0, reason=said) for each in some])
                 store.stop_worker(worker_id, Leaving("done"), self._counts)
         except (psycopg.Error, DatabaseUnreachable, OSError) as error:
             logger.warning("messages not given back: they go to others when their lease is over", extra={"error": type(error).__name__})

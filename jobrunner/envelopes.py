@@ -126,7 +126,7 @@ class Message:
 
         Args:
             session: of SQLAlchemy, on psycopg: in its transaction, so that what the consumer wrote and the end of the message are one. When
-                that rolls back, the message comes again once its lease is over.
+                that rolls back, the message comes again once its lease is over; one without a lease after half a minute.
             connection: the same with a SQLAlchemy Connection.
 
         Raises:

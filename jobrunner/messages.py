@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
@@ -16,7 +17,7 @@ from jobrunner.claimer import MAX_BATCH
 from jobrunner.consuming import Consumer
 from jobrunner.deadletters import DeadLetters
 from jobrunner.envelopes import Contents, Message, Receipt, Waiting
-from jobrunner.errors import ConfigurationError
+from jobrunner.errors import ConfigurationError, LeaseLost
 from jobrunner.jobs import Ending
 from jobrunner.payload import Parameters
 from jobrunner.policies import DEFAULT_SESSION, Policy
@@ -208,7 +209,7 @@ class MessageQueue:
         """The messages one after the other, for a loop.
 
         A message that the loop has not settled is acknowledged when the loop comes for the next one, and given back when it ends
-        otherwise: by an exception, `break`, or the end of the program.
+        otherwise: by an exception, `break`, or the end of the program. One whose lease is over by then is passed by; the loop goes on.
 
         Args:
             lease: as for `get`; it counts from when the message was taken, also for those that wait in a batch.
@@ -225,7 +226,8 @@ class MessageQueue:
                     if message.settled is None:
                         yield message
                         if message.settled is None:
-                            message.ack()
+                            with suppress(LeaseLost):  # the loop could not catch it, and one that was lost earlier is passed by as well
+                                message.ack()
                     taken.pop(0)
         finally:
             for number, message in enumerate(taken):

@@ -22,7 +22,11 @@ _FACTS = (
     "/* jobrunner:message_facts */ SELECT id, created_at, priority, expires_at FROM jobrunner.jobs "
     "WHERE id = ANY (ARRAY(SELECT unnest(%s::bigint[])))"
 )
-_HOLDER = "/* jobrunner:message_holder */ SELECT worker_id FROM jobrunner.jobs WHERE id = %s AND lease = %s AND state || '' = 'running'"
+# Of this queue and a message: anybody can make up a receipt, and with it nobody may end a job that a worker runs.
+_HOLDER = (
+    "/* jobrunner:message_holder */ SELECT worker_id FROM jobrunner.jobs "
+    "WHERE id = %s AND lease = %s AND state || '' = 'running' AND queue || '' = %s AND task || '' = %s"
+)
 _SIZE = "/* jobrunner:message_count */ SELECT count(*) FROM jobrunner.jobs WHERE queue = %s AND task = %s AND state = 'queued'"
 _WAITING = (
     "/* jobrunner:message_peek */ SELECT id, args, ordering_key, priority, created_at, run_at, attempt FROM jobrunner.jobs "
@@ -68,9 +72,9 @@ class MessageStore(Store):
         """When each message was put, its priority and when it expires."""
         return {row[0]: tuple(row[1:]) for row in self.connection.execute(_FACTS, (list(ids),), prepare=True).fetchall()}
 
-    def holder(self, receipt: Receipt) -> int | None:
-        """Under which row a message is held; None when it is not held under that lease any more."""
-        row = self.connection.execute(_HOLDER, (receipt.id, receipt.lease)).fetchone()
+    def holder(self, queue: str, receipt: Receipt) -> int | None:
+        """Under which row a message of that queue is held; None when none is held under that lease."""
+        row = self.connection.execute(_HOLDER, (receipt.id, receipt.lease, queue, MESSAGE_TASK)).fetchone()
         return None if row is None else row[0]
 
     def size(self, queue: str) -> int:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from jobrunner.jobs import Ending
 
 
+PULL = "pull via "  # how the name of a pull's row begins: drop_consumer.sql removes no other
+
+
 class Home(Protocol):
     """The database of a queue."""
 
@@ -50,7 +53,7 @@ class Pulls:
             store.rescue()
             if not any(due.priority is None or due.due_in_ms == 0 for due in store.find_due([self._queue])):
                 return []
-            worker_id = store.register_worker(consumer_facts(self._queue, "pull via "), timedelta(seconds=seconds))
+            worker_id = store.register_worker(consumer_facts(self._queue, PULL), timedelta(seconds=seconds))
             claimer = Claimer([self._queue], [MESSAGE_TASK], 0.0)
             jobs = claimer.claim(store, worker_id, Room(most))
             while not jobs and claimer.walking:
@@ -72,7 +75,7 @@ class Pulls:
         if settle_elsewhere(outcome, place):
             return
         with self._store() as store:
-            holder = store.holder(receipt)
+            holder = store.holder(self._queue, receipt)
             if holder is None or store.finish([outcome]):
                 raise LeaseLost(*receipt)
             store.drop_consumer(holder)
@@ -82,7 +85,7 @@ class Pulls:
         """Hold it, and what was pulled with it, for so long from now on, at least. Raises LeaseLost."""
         receipt = message if isinstance(message, Receipt) else message.receipt
         with self._store() as store:
-            if not store.renew(receipt, seconds):
+            if store.holder(self._queue, receipt) is None or not store.renew(receipt, seconds):
                 raise LeaseLost(*receipt)
 
     @contextmanager

@@ -15,13 +15,14 @@ from jobrunner.store import Store
 from jobrunner.texts import cut, redacted, storable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from jobrunner.envelopes import Receipt
+    from jobrunner.envelopes import Message, Receipt
 
 MAX_REASON = 2_000  # characters of what a consumer says
 NACKED, DEAD = "jobrunner.messages.Nack", "jobrunner.messages.Dead"  # error types of the record
 MOST_DELAY = timedelta(days=36_500)
+LOCK_TIMEOUT = "200ms"  # that giving back waits for a message whose acknowledgement somebody has not committed yet
 
 
 def outcome_of(receipt: Receipt, ending: Ending | None, *, delay: timedelta | float | None = None, reason: str = "") -> Outcome:
@@ -58,10 +59,32 @@ def settle_elsewhere(outcome: Outcome, place: Mapping[str, Any]) -> bool:
     return True
 
 
+def finish_at_once(store: Store, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Write outcomes without waiting for whoever has locked the rows: the lease must be renewed meanwhile. Gives those that were refused.
+
+    Raises:
+        psycopg.errors.LockNotAvailable: one of the rows is locked; nothing was written.
+    """
+    with store.connection.transaction():
+        store.connection.execute("SELECT set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
+        return store.finish(outcomes)
+
+
+def apart(messages: Sequence[Message]) -> list[list[Message]]:
+    """Those that were acknowledged in somebody's transaction by themselves: while it is open, nothing can be written with them."""
+    free = [message for message in messages if message.settled is None]
+    elsewhere = [message for message in messages if message.settled is not None]
+    return [some for some in (free, elsewhere) if some]
+
+
 def _milliseconds(delay: timedelta | float | None) -> int | None:
     if delay is None:
         return None
-    duration = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
-    if not timedelta(0) <= duration <= MOST_DELAY:
+    duration: timedelta | None
+    try:
+        duration = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
+    except (TypeError, ValueError, OverflowError):  # no number, nan, or more than a timedelta can hold
+        duration = None
+    if duration is None or not timedelta(0) <= duration <= MOST_DELAY:
         raise ConfigurationError(f"nack(delay={delay!r}): expected seconds or a timedelta, not negative")
     return int(duration.total_seconds() * 1000)

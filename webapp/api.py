@@ -13,7 +13,7 @@ from jobrunner import filters
 from jobrunner.errors import ConfigurationError, JobrunnerError, QueryTimeout, SchemaError
 from jobrunner.inspection import DEFAULT_LIMIT, DEFAULT_LINES, MAX_LIMIT, MAX_LINES, count_jobs, get_job, job_logs, list_jobs, pulse
 
-from . import access, bodies, queues, render, serial
+from . import access, bodies, queues, render, serial, topics
 from .context import dashboard
 from .problems import InvalidField, Problem, problem_of
 from .routes import PUBLIC, Route, job_id_of
@@ -159,6 +159,7 @@ ROUTES = (
     Route("POST", "/jobs/<job_id>/retry", api_retry, "operate", api=True),
     Route("POST", "/jobs/<job_id>/cancel", api_cancel, "operate", api=True),
     *queues.ROUTES,
+    *topics.ROUTES,
 )
 PROBES = (
     Route("GET", "/healthz", healthz, PUBLIC, api=True),

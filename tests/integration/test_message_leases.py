@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobrunner import JobRunner, clock, consuming
+from jobrunner.envelopes import Receipt
 from jobrunner.errors import ConfigurationError, LeaseLost
-from tests.support.rows import Scene
+from jobrunner.states import State
+from tests.support.rows import LEASE, Scene
 from tests.support.waiting import wait_until
 
 PATIENCE = 30  # seconds until a call that should come back is given up
@@ -131,6 +133,45 @@ def test_an_open_acknowledgement_does_not_hold_up_the_lease(queue, connection):
     assert set(states(connection).values()) == {"succeeded"}
 
 
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_message_without_a_lease_is_acknowledged_elsewhere(queue, monkeypatch, commits):
+    """What is held for as long as the process lives is forgotten once that transaction has committed, and comes again when it was rolled back."""
+    monkeypatch.setattr(consuming, "ELSEWHERE", 0.05)
+    number = queue.put(1)
+    engine = sa.create_engine(queue._database.dsn.sqlalchemy_url)
+    message = queue.get(lease=None)
+    with Session(engine) as session:
+        message.ack(session=session)
+        if commits:
+            session.commit()
+        else:
+            session.rollback()
+    engine.dispose()
+    (consumer,) = queue._application.consumers.values()
+    if commits:
+        wait_until(lambda: consumer._counts.succeeded == 1, timeout=PATIENCE, what="the consumer to look")
+        assert (consumer._held, consumer._counts.failed, message.settled) == ({}, 0, "ack")
+    else:
+        assert queue.get(wait=PATIENCE).id == number
+
+
+def test_an_open_acknowledgement_holds_up_no_other_message(queue):
+    """A message whose lease is over goes to others, whatever else was acknowledged in a transaction that stays open."""
+    queue.put_many(["elsewhere", "slow"])
+    engine = sa.create_engine(queue._database.dsn.sqlalchemy_url)
+    elsewhere, slow = queue.get_many(2)
+    (consumer,) = queue._application.consumers.values()
+    with Session(engine) as session:
+        elsewhere.ack(session=session)
+        with consumer._state:  # both at the same moment, so that they are given back together
+            until = clock.monotonic() + SOON
+            consumer._held.update({message.receipt: consuming._Hold(message, until) for message in (elsewhere, slow)})
+            consumer._state.notify_all()
+        assert queue.get(wait=PATIENCE).id == slow.id
+        session.commit()
+    engine.dispose()
+
+
 def test_who_waits_gets_what_comes(queue):
     """A waiting `get` returns soon after the put, and empty-handed when its time is over."""
     with ThreadPoolExecutor(1) as threads:
@@ -178,6 +219,30 @@ def test_a_pull_is_settled_by_its_receipt(queue, connection):
     for nonsense in ("", "7", "0-1", "a-b", "1-99999999999999999999"):
         with pytest.raises(ConfigurationError, match="receipt"):
             queue.ack(nonsense)
+
+
+def test_a_receipt_is_good_for_messages_of_its_queue_only(jobs, queue, connection):
+    """A receipt can be made up: with it nobody ends or holds a job that a worker runs, nor a message of another queue."""
+    job_id = Scene(connection).job(State.RUNNING, queue="emails")
+    jobs.queue("others").put(1)
+    (message,) = jobs.queue("others").pull(lease=60)
+    for receipt in (Receipt(job_id, LEASE), message.receipt):
+        for settle in (queue.ack, queue.nack, lambda each: queue.dead_letter(each, "no"), lambda each: queue.extend(each, 7200)):
+            with pytest.raises(LeaseLost):
+                settle(receipt)
+    assert states(connection) == {job_id: "running", message.id: "running"}
+    assert connection.execute("SELECT count(*) FROM jobrunner.workers WHERE lease_expires_at > now() + interval '90 minutes'").fetchone() == (0,)
+    message.ack()
+
+
+def test_a_receipt_settles_what_a_process_holds_and_leaves_it_its_row(queue, connection):
+    """A message that a process took may be settled elsewhere by its receipt; the process goes on under the row that it has."""
+    queue.put(1)
+    message = queue.get()
+    queue.ack(str(message.receipt))
+    assert connection.execute("SELECT kind, stopped_at IS NULL FROM jobrunner.workers").fetchall() == [("consumer", True)]
+    with pytest.raises(LeaseLost):
+        message.ack()
 
 
 def test_a_pull_that_is_not_settled_comes_again(queue, connection):

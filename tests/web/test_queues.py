@@ -105,7 +105,7 @@ def test_a_pull_does_not_depend_on_the_process_that_answered(client, jobs, conne
         ("/messages", {}), ("/messages", {"body": 1, "bodies": []}), ("/messages", {"bodies": 1}), ("/messages", {"body": 1, "colour": "red"}),
         ("/messages", {"body": 1, "priority": "high"}), ("/messages", {"body": 1, "key": ""}), ("/messages", {"body": 1, "ttl": 0}),
         ("/messages", {"body": 1, "headers": []}), ("/pull", {"max": 0}), ("/pull", {"max": "2"}), ("/pull", {"lease": 0.1}), ("/pull", {"lease": None}),
-        ("/pull", {"wait": 1}), ("/messages/7/ack", {}), ("/messages/7-1/nack", {"delay": "soon"}), ("/messages/7-1/nack", {"delay": -1}),
+        ("/pull", {"wait": 1}), ("/messages/7/ack", {}), ("/messages/7-1/nack", {"delay": "soon"}), ("/messages/7-1/nack", {"delay": -1}), ("/messages/7-1/nack", {"delay": 1e300}),
         ("/messages/7-1/dead", {}), ("/messages/7-1/extend", {}), ("/messages/7-1/extend", {"lease": 1e9}), ("/dead/redrive", {"ids": "all"}),
         ("/dead/redrive", {"ids": [0]}),
     ],

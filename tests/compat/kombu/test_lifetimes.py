@@ -51,6 +51,16 @@ def test_an_unused_queue_goes_with_all_that_is_in_it(keeping, connect, connectio
     assert connection.execute("SELECT queue FROM jobrunner.broker_bindings WHERE exchange = 'e'").fetchall() == [("lasting",)]
 
 
+def test_what_is_sent_to_an_undeclared_queue_has_its_whole_week(connect, connection):
+    """The queue goes a week after the last message and not after the first, whose time the later ones would share."""
+    producer = Producer(connect())
+    producer.publish("first", routing_key="unknown")
+    connection.execute("UPDATE jobrunner.broker_queues SET expires_at = now() + interval '1 minute' WHERE name = 'unknown'")
+    producer.publish("last", routing_key="unknown")
+    left = "SELECT expires_at > now() + interval '6 days' FROM jobrunner.broker_queues WHERE name = 'unknown'"
+    assert connection.execute(left).fetchone() == (True,)
+
+
 def test_a_queue_stays_while_it_is_consumed_from(keeping, connect, connection):
     """An expiring and an auto-delete queue live as long as their consumer, and not longer."""
     one = connect(**QUICK)
