@@ -63,6 +63,7 @@ class JobExecutor(Executor):
         given: Any = {"max_attempts": 1, "session": None, **options}
         self._queue = str(given.get("queue", self._calls.task.policy.queue))
         self._task = self._calls.task.options(**given)
+        self._calls.queues.add(self._queue)
         self._shutdown = False
         self._state = threading.Condition()
         self._entering = 0  # calls that are being written
