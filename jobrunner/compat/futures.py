@@ -149,7 +149,8 @@ class JobExecutor(Executor):
         with self._state:
             late = [notice for notice in self._unfinished.values() if not (notice.enlisted and notice.is_wanted)]
         for notice in late:
-            (Reminder.of(notice) if notice.enlisted else notice).enlist(self._home)
+            # Those of a `map` whose iterator was dropped are not looked for at all so far, and would be twice a minute.
+            (Reminder.of(notice) if notice.enlisted or not notice.is_wanted else notice).enlist(self._home)
         with self._state:
             self._state.wait_for(lambda: not self._unfinished)
 

@@ -16,7 +16,8 @@ from jobrunner import InvalidPayload
 from jobrunner.allowing import FunctionRefused
 from jobrunner.compat.futures import JobExecutor
 from jobrunner.settings import CALL
-from jobrunner.waiters import watcher_of
+from jobrunner.waiters import Watcher, watcher_of
+from jobrunner.watching import LONGEST_PAUSE
 from tests.support import futures_app
 from tests.support.rows import Scene
 from tests.support.waiting import wait_until
@@ -169,6 +170,22 @@ def test_a_shutdown_waits_for_all_jobs(served, scene, tmp_path):
     assert len(list(tmp_path.iterdir())) == 22
     assert scene.one("SELECT count(*) FROM jobrunner.jobs WHERE tags = '{waited}'") == 0
     assert list(results) == [None, None]
+
+
+def test_a_shutdown_looks_often_for_a_map_that_nobody_took(served, monkeypatch):
+    """Dropped without a look at its results, a `map` runs, and leaving the executor does not notice the end half a minute late."""
+    looked_for = []
+    enlist = Watcher.enlist
+
+    def enlisted(watcher, waiting):
+        looked_for.append(waiting)
+        enlist(watcher, waiting)
+
+    monkeypatch.setattr(Watcher, "enlist", enlisted)
+    with JobExecutor(futures_app.jobs) as executor:
+        executor.map(futures_app.add, range(3))
+        gc.collect()
+    assert [waiting.longest_pause for waiting in looked_for] == [LONGEST_PAUSE] * 3
 
 
 def test_a_shutdown_cancels_what_has_not_begun(idle, executor, tmp_path):
