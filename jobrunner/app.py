@@ -194,6 +194,11 @@ class JobRunner(Databases):
         """What a worker of this application runs: its tasks, and calls of functions unless `JOBRUNNER_ALLOWED_MODULES` says `none`."""
         return sorted([*self.registry.names(), *([CALL] if self.calls.are_allowed else [])])
 
+    def queue_names(self) -> list[str]:
+        """The queues of its tasks and of the executors that were made for it: those that a worker of the whole application serves."""
+        executors = self._calls.queues if self._calls is not None else ()
+        return sorted({self.registry[name].policy.queue for name in self.registry.names()}.union(executors))
+
     def topic(self, name: str) -> Topic:
         """A topic, to publish events to its groups. Raises ConfigurationError for what is no name."""
         from jobrunner.topics.publishing import Topic

@@ -72,12 +72,14 @@ class Calls:
     Attributes:
         allowed: which functions and classes.
         values: the typed JSON of arguments, results and exceptions.
+        queues: of the executors that were made, which no task names.
         restore: is given what `context` of `submit` was, in the worker, before the function runs; set by whoever passes such a thing.
     """
 
     def __init__(self, application: Application, modules: Iterable[str] = ()) -> None:
         self.allowed = Allowed(application, modules)
         self.values = Values(self.allowed)
+        self.queues: set[str] = set()
         self.restore: Callable[[Mapping[str, Any]], None] | None = None
         self.task = CallTask(self._run, CALL, Policy(), application)
         self.task.values = self.values

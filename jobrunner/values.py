@@ -252,6 +252,10 @@ def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, A
     base = cast("type[BaseException]", next(kind for kind in cls.__mro__ if kind.__module__ == "builtins"))
     error = base.__new__(cls, *args)
     base.__init__(error, *args)
+    for kind, names in _FIELDS.items():
+        if isinstance(error, kind):
+            for name in names & state.keys():
+                vars(kind)[name].__set__(error, state.pop(name))
     error.__dict__.update(state)
     return error
 
@@ -259,8 +263,10 @@ def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, A
 def _parts(error: BaseException) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments and attributes, as the built-in part of the exception gives them; its own `__reduce__` could give anything."""
     base: Any = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
-    _, args, *state = base.__reduce__(error)
-    return args, dict(state[0] or {}) if state else {}
+    _, args, *states = base.__reduce__(error)
+    state = dict(states[0] or {}) if states else {}
+    state.pop("args", None)  # AttributeError has them there as well, from Python 3.12 on
+    return args, state
 
 
 def _tag(name: str, data: Any) -> dict[str, Any]:
@@ -285,6 +291,8 @@ def _describe(value: object) -> str:
 # The most special first: a datetime is a date as well.
 _BASES = (str, int, float, complex, list, dict, set, frozenset, bytes, bytearray, datetime, date, Decimal)
 _CONTAINERS = {list, dict, set, frozenset}
+# What built-in exceptions keep beside their arguments and not in their `__dict__`, where it would not be seen.
+_FIELDS: dict[type[BaseException], set[str]] = {ImportError: {"name", "path"}, AttributeError: {"name"}}
 _FREE: dict[str, type] = {
     f"{home.__name__}:{name}": kind
     for home, base in ((builtins, BaseException), (errors, JobrunnerError))

@@ -328,10 +328,9 @@ def _facts() -> dict[str, Any] | None:
     dsn = runner.configured_dsn()
     if dsn is not None and dsn.origin == "DATABASE_URL":
         dsn = None  # not the app's word: the caller looks there itself
-    queues = sorted({runner.registry[name].policy.queue for name in runner.registry.names()})
     databases = {name: other.url for name, other in runner.routing.databases.items()}
     where = dsn.url if dsn else None, dsn.origin if dsn else ""
-    return AppFacts(*where, queues, runner.app is not None, databases, dict(runner.routing.routes))._asdict()
+    return AppFacts(*where, runner.queue_names(), runner.app is not None, databases, dict(runner.routing.routes))._asdict()
 
 
 @contextlib.contextmanager

@@ -63,6 +63,7 @@ class JobExecutor(Executor):
         given: Any = {"max_attempts": 1, "session": None, **options}
         self._queue = str(given.get("queue", self._calls.task.policy.queue))
         self._task = self._calls.task.options(**given)
+        self._calls.queues.add(self._queue)
         self._shutdown = False
         self._state = threading.Condition()
         self._entering = 0  # calls that are being written
@@ -148,7 +149,8 @@ class JobExecutor(Executor):
         with self._state:
             late = [notice for notice in self._unfinished.values() if not (notice.enlisted and notice.is_wanted)]
         for notice in late:
-            (Reminder.of(notice) if notice.enlisted else notice).enlist(self._home)
+            # Those of a `map` whose iterator was dropped are not looked for at all so far, and would be twice a minute.
+            (Reminder.of(notice) if notice.enlisted or not notice.is_wanted else notice).enlist(self._home)
         with self._state:
             self._state.wait_for(lambda: not self._unfinished)
 

@@ -245,14 +245,14 @@ def cancel_all(home: Home, notices: Iterable[Notice]) -> None:
 
 
 def deliver(function: Callable[..., None], *args: Any) -> None:
-    """Call it soon, in a thread in which others' callbacks may run. Nothing happens while the interpreter shuts down."""
+    """Call it soon, in a thread in which others' callbacks may run; while the interpreter shuts down, here and now."""
     global _threads  # noqa: PLW0603  one set of threads for each process
     if _threads is None:
         _threads = ThreadPoolExecutor(CALLBACK_THREADS, thread_name_prefix="jobrunner-futures")
     try:
         _threads.submit(_guarded, function, args)
-    except RuntimeError:  # "after interpreter shutdown"
-        logger.debug("a future was not told of its job: the process ends")
+    except RuntimeError:  # "after interpreter shutdown": the process waits for its threads, and one of them may wait for this very future
+        _guarded(function, args)
 
 
 def _guarded(function: Callable[..., None], args: tuple[Any, ...]) -> None:

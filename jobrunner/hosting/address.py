@@ -93,12 +93,11 @@ def environment(jobs: JobRunner) -> dict[str, str]:
 
 
 def queues(jobs: JobRunner, setting: Setting) -> str:
-    """Which queues the worker serves: those of the setting, else those of all tasks, those with a route, and the default one."""
+    """Which queues the worker serves: those of the setting, else those of tasks and executors, those with a route, and the default one."""
     if setting.queues:
         return setting.queues
-    own = [jobs.registry[name].policy.queue for name in jobs.registry.names()]
     routes = jobs.routing.routes
-    named = dict.fromkeys([DEFAULT_QUEUE, *own, *routes])
+    named = dict.fromkeys([DEFAULT_QUEUE, *jobs.queue_names(), *routes])
     somewhere = jobs.configured_dsn() is not None or not jobs.routing.databases
     return ",".join(queue for queue in named if somewhere or queue in routes)
 

@@ -159,6 +159,31 @@ def test_stored_futures_are_found_by_another_process(scene, served):
     assert executor.futures.done("report") is None
 
 
+def test_a_key_is_taken_once(scene, monkeypatch):
+    """Two processes that see the same future done and pop it: one gets it. A key that was given anew in between is the new job's."""
+    stored = executor.futures
+    first, second = executor.submit_stored("report", futures_app.add, 1), executor.submit(futures_app.add, 2)
+    future_of = stored.future_of
+
+    def interrupted(*between):
+        def look(job_id):
+            found = future_of(job_id)
+            monkeypatch.setattr(stored, "future_of", future_of)
+            stored.references.drop(stored.space, "report")  # another process was faster
+            for future in between:
+                stored.add("report", future)
+            return found
+
+        monkeypatch.setattr(stored, "future_of", look)
+
+    interrupted()
+    assert stored.pop("report") is None
+    stored.add("report", first)
+    interrupted(second)
+    assert stored.pop("report").job_id == second.job_id
+    assert len(stored) == 0
+
+
 def test_the_state_is_that_of_this_moment(scene, tmp_path):
     """PENDING, RUNNING and FINISHED follow the job without waiting for it."""
     executor.submit_stored("held", futures_app.hold, str(tmp_path / "go"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import gc
+import subprocess
+import sys
 import time
 from concurrent import futures
 from pathlib import Path
@@ -16,7 +18,8 @@ from jobrunner import InvalidPayload
 from jobrunner.allowing import FunctionRefused
 from jobrunner.compat.futures import JobExecutor
 from jobrunner.settings import CALL
-from jobrunner.waiters import watcher_of
+from jobrunner.waiters import Watcher, watcher_of
+from jobrunner.watching import LONGEST_PAUSE
 from tests.support import futures_app
 from tests.support.rows import Scene
 from tests.support.waiting import wait_until
@@ -24,6 +27,20 @@ from tests.support.workers import workers
 
 PATIENCE = 60  # seconds until what should happen is given up
 IDLE = "nobody"  # a queue without a worker
+ENDING = """
+import pathlib, sys, threading
+from jobrunner.compat.futures import JobExecutor
+from tests.support import futures_app
+futures_app.jobs.use_dsn(sys.argv[1])
+future = JobExecutor(futures_app.jobs).submit(futures_app.hold, sys.argv[2])
+
+def wait():
+    threading.main_thread().join()
+    pathlib.Path(sys.argv[2]).touch()
+    print(future.result(30))
+
+threading.Thread(target=wait).start()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +188,22 @@ def test_a_shutdown_waits_for_all_jobs(served, scene, tmp_path):
     assert list(results) == [None, None]
 
 
+def test_a_shutdown_looks_often_for_a_map_that_nobody_took(served, monkeypatch):
+    """Dropped without a look at its results, a `map` runs, and leaving the executor does not notice the end half a minute late."""
+    looked_for = []
+    enlist = Watcher.enlist
+
+    def enlisted(watcher, waiting):
+        looked_for.append(waiting)
+        enlist(watcher, waiting)
+
+    monkeypatch.setattr(Watcher, "enlist", enlisted)
+    with JobExecutor(futures_app.jobs) as executor:
+        executor.map(futures_app.add, range(3))
+        gc.collect()
+    assert [waiting.longest_pause for waiting in looked_for] == [LONGEST_PAUSE] * 3
+
+
 def test_a_shutdown_cancels_what_has_not_begun(idle, executor, tmp_path):
     """With `cancel_futures` the rest is cancelled, and what runs is waited for."""
     waiting = [idle.submit(futures_app.add, number) for number in range(5)]
@@ -245,6 +278,14 @@ def test_who_inserts_a_row_runs_nothing_of_his_own(scene, served, tmp_path, args
     job = futures_app.jobs.job(job_id)
     assert job.wait(PATIENCE) == "failed"
     assert not mark.exists()
+
+
+def test_a_thread_that_waits_while_the_process_ends(served, tmp_path):
+    """The end of the main thread waits for others that are no daemons: one that waits for a job is told all the same."""
+    gate = str(tmp_path / "go")
+    command = [sys.executable, "-c", ENDING, served, gate]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE * 2)
+    assert done.stdout.strip() == gate, done.stderr
 
 
 def test_leaving_does_not_wait_for_those_who_only_want_to_hear(idle, served):

@@ -229,6 +229,8 @@ def test_a_value_that_contains_itself():
         ValueError("no", 1, (2, {3})),
         KeyError("k"),
         FileNotFoundError(2, "No such file", "/nowhere"),
+        ModuleNotFoundError("No module named 'shop'", name="shop", path="/nowhere"),
+        AttributeError("no total", name="total"),
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
         StopIteration(5),
         SystemExit(3),
@@ -243,6 +245,9 @@ def test_builtin_exceptions_come_back(error):
         assert type(back) is type(error)
         assert (repr(back), str(back), back.__notes__) == (repr(error), str(error), ["seen by the worker"])
         assert getattr(back, "filename", None) == getattr(error, "filename", None)
+        assert vars(back).keys() == {"__notes__"}
+        if isinstance(error, ImportError):
+            assert (back.name, back.path) == ("shop", "/nowhere")
 
 
 def test_an_exception_of_the_application_comes_back_without_its_constructor():

@@ -13,6 +13,8 @@ from flask import Flask
 from werkzeug.test import EnvironBuilder
 
 from jobrunner import ConfigurationError, JobRunner
+from jobrunner.compat.flask_executor import Executor
+from jobrunner.compat.futures import JobExecutor
 from jobrunner.hosting import address, serving
 from jobrunner.hosting.host import Host
 from jobrunner.hosting.setting import NEVER, VARIABLE, Setting, find_grace, find_setting, is_forbidden, parse
@@ -202,6 +204,17 @@ def test_the_worker_s_environment(monkeypatch):
     assert "WERKZEUG_RUN_MAIN" not in found
     assert address.queues(jobs, Setting("threads", 1)) == "default,slow,mail"
     assert address.queues(jobs, Setting("threads", 1, "mail:2")) == "mail:2"
+
+
+def test_the_queues_of_executors_are_served():
+    """A named executor's jobs are in the queue of its name, which no task and no route names; nobody would run them."""
+    app = Flask("shop")
+    app.config |= {"JOBRUNNER_DSN": "postgresql://h/shop", "MAIL_EXECUTOR_TYPE": "jobs"}
+    Executor(app, "mail")
+    jobs = app.extensions["jobrunner"]
+    JobExecutor(jobs, queue="reports")
+    assert jobs.queue_names() == ["mail", "reports"]
+    assert address.queues(jobs, Setting("threads", 1)) == "default,mail,reports"
 
 
 def test_what_needs_a_worker_of_its_own():

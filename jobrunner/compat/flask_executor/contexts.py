@@ -38,7 +38,10 @@ def with_request(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with snapshot.copy():
+        around = flask_globals.app_ctx.g if has_app_context() else None
+        with snapshot.copy() as context:
+            if around is not None and flask_globals.app_ctx.g is not around:
+                context.g = around  # from Flask 3.2 on a request's context is an app context as well, which begins with an empty `g`
             return current_app.ensure_sync(fn)(*args, **kwargs)
 
     return wrapper

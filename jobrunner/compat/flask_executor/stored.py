@@ -81,10 +81,15 @@ class StoredFutures(FutureCollection):
         self.trim()
 
     def pop(self, future_key: Hashable) -> Future[Any] | None:
-        """Take a key away; its job and its future go on."""
-        future = self._futures.get(future_key)
-        self.references.drop(self.space, self.text_of(future_key))
-        return future
+        """Take a key away; its job and its future go on. Of several processes that take it at once one gets the future, the others None."""
+        future = self._futures.get(future_key)  # first: when the database does not answer, the key stays
+        job_id = self.references.drop(self.space, self.text_of(future_key))
+        if job_id is None or job_id == getattr(future, "job_id", None):
+            return future if job_id is not None else None
+        try:
+            return self.future_of(job_id)  # the key was given to another job in between
+        except JobNotFound:
+            return None
 
     def trim(self) -> None:
         """Hold `max_length`."""
