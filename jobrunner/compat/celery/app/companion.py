@@ -6,7 +6,6 @@ It must not decide what those processes do.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,9 @@ def import_modules(app: Celery) -> None:
     app.set_current()
     app.set_default()
     app.conf.load()
-    signals.import_modules.send(sender=app)
+    for _, response in signals.import_modules.send(sender=app):
+        if isinstance(response, Exception):
+            raise response  # else a worker would start without the tasks of that module, and they would wait for ever
     for setting in ("imports", "include"):
         names = app.conf[setting] or ()
         for name in (names,) if isinstance(names, str) else names:
@@ -78,7 +79,10 @@ def _import_related(package: str, related_name: str | None) -> None:
     if not related_name:
         return
     name = f"{package}.{related_name}"
-    if importlib.util.find_spec(name) is not None:
+    try:
         importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # the module is there, and what it imports is not
+            raise
 
 
