@@ -51,7 +51,7 @@ TASK_OPTIONS = _features(
     ("rate_limit", _X, _SOON),
     ("serializer", _U, "must be json"),
     ("compression", _I, "PostgreSQL compresses by itself"),
-    ("resultrepr_maxsize", _U, "characters of the result in the log"),
+    ("resultrepr_maxsize", _I, "what a task returned is not in the log"),
     ("pydantic", _X, "annotate the parameters of a native task: models travel by their type"),
     ("send_events", _I, "there are no event messages"),
     ("trail", _I, "children have parent_id in their rows"),

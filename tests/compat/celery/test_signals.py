@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,15 @@ def test_a_receiver_has_to_take_keywords():
     """Else a new argument of a signal would break it."""
     with pytest.raises(ValueError, match="must accept keyword arguments"):
         Signal(name="s").connect(lambda sender: None)
+
+
+def test_a_signal_is_sent_or_the_worker_says_that_it_is_not():
+    """Else a receiver would wait for it in silence."""
+    package = Path(signals.__file__).parent
+    sources = "".join(path.read_text() for path in package.rglob("*.py"))
+    found = {name: signal for name, signal in vars(signals).items() if isinstance(signal, Signal)}
+    never = {name for name, signal in found.items() if signal in signals.NEVER_SENT}
+    assert never == {name for name in found if f"signals.{name}.send(" not in sources}
 
 
 def test_the_names_that_integrations_connect_to_are_there():
