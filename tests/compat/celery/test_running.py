@@ -192,6 +192,31 @@ def test_links_are_jobs_of_their_own(app, run):
     assert set(seen) == {(bad.id, "LookupError('gone')"), (((1, 2), "more"), ok.id), ((bad.id,), bad.id)}
 
 
+def test_an_error_of_a_hook_does_not_hide_that_of_the_task(app, run):
+    """What the body raised is the result; that of `on_failure` is an internal error beside it, and the signal comes all the same."""
+    seen = []
+    base: Any = app.Task
+
+    class Base(base):  # type: ignore[misc]
+        def on_failure(self, exc, task_id, args, kwargs, einfo):  # noqa: ARG002  Celery's arguments
+            raise ValueError("of the hook")
+
+    def receive(exception, einfo, **kwargs):  # noqa: ARG001
+        seen.append((repr(exception), einfo.internal))
+
+    signals.task_internal_error.connect(receive)
+    signals.task_failure.connect(receive)
+
+    @app.task(base=Base)
+    def work():
+        raise LookupError("gone")
+
+    sent = work.delay()
+    run()
+    assert (sent.state, repr(sent.info)) == ("FAILURE", "LookupError('gone')")
+    assert seen == [("ValueError('of the hook')", True), ("LookupError('gone')", False)]
+
+
 def test_a_wait_in_a_job_is_refused(app, run):
     """The deadlock class of Celery stays a RuntimeError."""
 

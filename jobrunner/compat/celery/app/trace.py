@@ -122,8 +122,13 @@ def _retried(task: Task, request: Context, sink: Sink, reason: Retry) -> Outcome
 def _failed(task: Task, request: Context, sink: Sink, error: Exception, *, internal: bool = False) -> Outcome:
     einfo = ExceptionInfo(error, internal=internal)
     sink.failed(error, einfo)
-    _call_errbacks(task, request, error, einfo)
-    task.on_failure(error, str(request.id), request.args, request.kwargs, einfo)
+    try:
+        _call_errbacks(task, request, error, einfo)
+        task.on_failure(error, str(request.id), request.args, request.kwargs, einfo)
+    except Exception as another:
+        if request.is_eager:
+            raise
+        _report(task, request, another)  # what the task itself has failed with is its result all the same
     signals.task_failure.send(
         sender=task, task_id=request.id, exception=error, args=request.args, kwargs=request.kwargs, traceback=einfo.tb, einfo=einfo
     )
@@ -136,12 +141,18 @@ def _failed(task: Task, request: Context, sink: Sink, error: Exception, *, inter
 
 def _internal(task: Task, request: Context, sink: Sink, error: Exception) -> Outcome:
     """Something around the body has raised: a hook, or what keeps the states. The task has failed with that."""
+    einfo = _report(task, request, error)
+    sink.failed(error, einfo)
+    return Outcome(states.FAILURE, error, einfo)
+
+
+def _report(task: Task, request: Context, error: Exception) -> ExceptionInfo:
+    """Log what was raised around the body, and send the signal."""
     einfo = ExceptionInfo(error, internal=True)
     facts = {"task_id": request.id, "args": request.args, "kwargs": request.kwargs, "request": request}
     signals.task_internal_error.send(sender=task, **facts, exception=error, traceback=einfo.tb, einfo=einfo)
     logger.critical("Task %s[%s] INTERNAL ERROR: %r", _name(task, request), request.id, error, exc_info=einfo.exc_info)
-    sink.failed(error, einfo)
-    return Outcome(states.FAILURE, error, einfo)
+    return einfo
 
 
 def _hook(task: Task, request: Context, name: str, *arguments: Any) -> None:
