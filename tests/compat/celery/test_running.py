@@ -143,6 +143,10 @@ def test_rejected_tasks(app, run, connection):
     run()
     assert (dropped.state, again.get(timeout=PATIENCE), seen) == ("PENDING", "done", [False, True, True])
     assert [row[0] for row in rows(connection, "state")] == ["cancelled", "succeeded"]
+    home, job_id = app.backend.find(dropped.id)
+    home.job(job_id).retry()
+    run()
+    assert app.AsyncResult(dropped.id).get(timeout=PATIENCE) == "done"  # it was brought back, and does not read as before any more
 
 
 def test_an_expired_task_is_revoked_without_running(app, run):
@@ -190,6 +194,28 @@ def test_links_are_jobs_of_their_own(app, run):
     run()
     assert (ok.get(timeout=PATIENCE), bad.state) == ((1, 2), "FAILURE")
     assert set(seen) == {(bad.id, "LookupError('gone')"), (((1, 2), "more"), ok.id), ((bad.id,), bad.id)}
+
+
+def test_a_bound_errback_is_sent_the_id(app, run):
+    """However many parameters it has: the id comes before its own arguments. An unbound one with `*args` is called."""
+    seen = []
+
+    @app.task(bind=True)
+    def bound(self, task_id, more):
+        seen.append((task_id, more, self.request.called_directly))
+
+    @app.task
+    def several(*args):
+        seen.append(tuple(type(value).__name__ for value in args))
+
+    @app.task
+    def work():
+        raise LookupError("gone")
+
+    sent = work.apply_async(link_error=[bound.s("m"), several.s()])
+    run()
+    assert sent.state == "FAILURE"
+    assert seen == [("Context", "LookupError", "str"), (sent.id, "m", False)]
 
 
 def test_an_error_of_a_hook_does_not_hide_that_of_the_task(app, run):

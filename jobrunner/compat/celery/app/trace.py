@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from jobrunner.compat.celery import _state, canvas, signals, states
+from jobrunner.compat.celery.app.registry import takes_the_error
 from jobrunner.compat.celery.app.task import Task
 from jobrunner.compat.celery.einfo import ExceptionInfo
 from jobrunner.compat.celery.exceptions import Ignore, NotRegistered, Reject, Retry
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celery.app.trace")  # by this name applications set its level and their filters
 
 _HOOKS_RUN = frozenset({states.SUCCESS, states.FAILURE})
-_CALLBACK_ARGUMENTS = 1  # an errback with more parameters is called here with (request, exc, traceback), another is sent the id
 
 
 class Sink(Protocol):
@@ -177,15 +177,15 @@ def _send_callbacks(task: Task, request: Context, value: Any) -> None:
 
 
 def _call_errbacks(task: Task, request: Context, error: Exception, einfo: ExceptionInfo) -> None:
-    """One that takes (request, exc, traceback) is called here; another is sent the id of this task."""
+    """One that takes (request, exc, traceback) is called here; another, and one that is bound, is sent the id of this task."""
     family = {"parent_id": request.id, "root_id": request.root_id or request.id}
     for errback in canvas.maybe_list(request.errbacks) or []:
         signature = canvas.signature(errback, app=task.app)
         try:
-            positional = task.app.parameters_of(signature.type)
+            is_called = takes_the_error(signature.type)
         except NotRegistered:
-            positional = ()
-        if len(positional) > _CALLBACK_ARGUMENTS:
+            is_called = False
+        if is_called:
             signature(request, error, einfo.traceback)
         elif request.is_eager:
             signature.apply((request.id,), **family)
