@@ -72,7 +72,7 @@ CALL_OPTIONS = _features(
     ("task_id", _U, "any text; that of a task which has not finished is refused"),
     ("headers", _U, "attributes of self.request in the worker"),
     ("link", _U, "sent with the result when it has succeeded"),
-    ("link_error", _U, "when it has failed: called with (request, exc, traceback) if it is unbound and takes several, else sent with the id"),
+    ("link_error", _U, "when it has failed: called with (request, exc, traceback) if unbound and of several parameters, else sent the id"),
     ("ignore_result", _U, "for this call"),
     ("time_limit", _U, "seconds, for this call"),
     ("soft_time_limit", _U, "seconds, for this call"),

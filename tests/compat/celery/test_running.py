@@ -169,6 +169,35 @@ def test_an_expired_task_is_revoked_without_running(app, run):
     assert in_time.state == "SUCCESS"
     with pytest.raises(TaskRevokedError):
         sent.get(timeout=PATIENCE)
+    home, job_id = app.backend.find(sent.id)
+    home.job(job_id).retry()
+    run()
+    assert app.AsyncResult(sent.id).state == "SUCCESS"  # an operator wants it to run though it is late
+
+
+def test_a_task_that_was_revoked_amid_its_run_is_not_tried_again(app, run):
+    """Until an operator brings it back; revoked once more, that holds again."""
+    seen = []
+
+    @app.task(bind=True, max_retries=None)
+    def work(self):
+        seen.append(self.request.retries)
+        if len(seen) < 4:
+            if len(seen) != 2:
+                app.control.revoke(self.request.id)
+            raise self.retry(countdown=0)
+        return "done"
+
+    sent = work.delay()
+    home, job_id = app.backend.find(sent.id)
+    states_seen = []
+    for _ in range(3):
+        run()
+        states_seen.append(app.AsyncResult(sent.id).state)
+        if states_seen[-1] == "REVOKED":
+            home.job(job_id).retry()
+    assert states_seen == ["REVOKED", "REVOKED", "SUCCESS"]
+    assert seen == [0, 1, 2, 3]
 
 
 def test_links_are_jobs_of_their_own(app, run):
