@@ -134,6 +134,8 @@ def test_signals_of_a_worker_come_in_order(behaving, dsn, tmp_path):
     assert "signal task_prerun args kwargs task task_id" in notes(tmp_path)
     assert "signal task_postrun args kwargs retval state task task_id" in notes(tmp_path)
     assert "signal worker_process_shutdown exitcode pid" in notes(tmp_path)
+    for name in ("celeryd_init", "celeryd_after_setup", "worker_init", "worker_ready", "worker_shutdown"):
+        assert f"worker of {name} behaving celery" in notes(tmp_path)
 
 
 def test_what_a_task_logs_is_in_the_jobs_log_and_on_stderr(behaving, dsn, tmp_path):

@@ -33,7 +33,9 @@ class CeleryCompanion:
 
     def worker_ended(self) -> None:
         """Send the last of them."""
-        signals.worker_shutdown.send(sender=self._app)
+        from jobrunner.compat.celery import worker
+
+        signals.worker_shutdown.send(sender=worker.instance_of(self._app))
 
     def process_began(self) -> None:
         """Send the signals of a child."""
