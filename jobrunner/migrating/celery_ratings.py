@@ -278,7 +278,7 @@ APP_OPTIONS: tuple[Row, ...] = (
     (
         "broker backend broker_url result_backend",
         _CHANGED,
-        "Set JOBRUNNER_DSN: an address that is not PostgreSQL's is ignored, with one warning.",
+        "Set JOBRUNNER_DSN: an address that is not PostgreSQL's is ignored, as the worker says.",
     ),
     ("loader amqp events log control tasks", _UNSUPPORTED, _NO_INTERNALS),
     ("silent force", _OK, _NOTHING),
