@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobrunner.compat.celery import signals
+from jobrunner.compat.celery import Celery, signals
 from jobrunner.compat.celery.utils.dispatch import Signal
 
 
@@ -28,6 +28,31 @@ def test_a_receiver_gets_signal_sender_and_arguments_by_keyword():
     signal.send("tasks.add", a=1)
     signal.send(sender=None, a=2)
     assert seen == [("everybody", "tasks.add", 1, True), ("one", "tasks.add", 1), ("everybody", None, 2, True)]
+
+
+def test_a_task_that_is_named_as_sender_is_not_made_for_it():
+    """It is made when it is needed, with the settings of then; only its own signals are heard."""
+    app = Celery("shop", broker="redis://nowhere")
+    seen = []
+
+    @app.task(name="add")
+    def add(a, b):
+        return a + b
+
+    @app.task(name="other")
+    def other():
+        return None
+
+    @signals.task_success.connect(sender=add)
+    def receive(sender, result, **kwargs):
+        seen.append((sender.name, result))
+
+    assert not add.__evaluated__()
+    app.conf.update(task_always_eager=True, task_time_limit=5)
+    add.delay(1, 2)
+    other.delay()
+    assert seen == [("add", 3)]
+    assert add.time_limit == 5
 
 
 def test_a_receiver_that_nobody_holds_is_forgotten():
