@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from jobrunner.compat.celery import Celery, shared_task
+from jobrunner.compat.celery.worker import lines_of
 from tests.compat.celery.conftest import APPS
 
 
@@ -83,6 +84,19 @@ def test_modules_are_discovered_and_one_that_cannot_be_imported_ends_the_start(d
     broken.autodiscover_tasks(["broken_shop"])
     with pytest.raises(ModuleNotFoundError, match="nothing_of_that_name"):
         broken.import_modules()
+
+
+def test_periodic_tasks_that_are_refused_are_in_the_workers_table(dsn):
+    """They are added by a signal's receiver, whose error is only logged."""
+    app = Celery("shop", broker=dsn)
+
+    @app.on_after_configure.connect
+    def set_up(sender, **kwargs):
+        sender.add_periodic_task(10.0, sender.signature("shop.count"))
+
+    app.import_modules()
+    found = {(line.rating.value, line.what): line.note for line in lines_of(app)}
+    assert found["unsupported", "add_periodic_task"].startswith("1 calls: schedules are not there yet")
 
 
 def test_psycopg_is_the_only_driver_needed():

@@ -256,7 +256,7 @@ def test_an_error_of_a_hook_does_not_hide_that_of_the_task(app, run):
         def on_failure(self, exc, task_id, args, kwargs, einfo):  # noqa: ARG002  Celery's arguments
             raise ValueError("of the hook")
 
-    def receive(exception, einfo, **kwargs):  # noqa: ARG001
+    def receive(exception, einfo, **kwargs):
         seen.append((repr(exception), einfo.internal))
 
     signals.task_internal_error.connect(receive)
