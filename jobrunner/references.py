@@ -25,7 +25,10 @@ _ADD = (
     "INSERT INTO jobrunner.job_references (space, key, job_id) VALUES (%(space)s, %(key)s, %(job_id)s) "
     "ON CONFLICT (space, key) DO NOTHING RETURNING job_id"
 )
-_DROP = "DELETE FROM jobrunner.job_references WHERE space = %(space)s AND key = %(key)s RETURNING job_id"
+_DROP = (
+    "DELETE FROM jobrunner.job_references WHERE space = %(space)s AND key = %(key)s "
+    "AND (%(job_id)s::bigint IS NULL OR job_id = %(job_id)s::bigint) RETURNING job_id"
+)
 _COUNT = "SELECT count(*) FROM jobrunner.job_references WHERE space = %(space)s"
 _KEYS = "SELECT key FROM jobrunner.job_references WHERE space = %(space)s ORDER BY created_at, job_id"
 _TRIM = """
@@ -107,9 +110,9 @@ class References:
         if not self._run(_ADD, {"space": space, "key": key, "job_id": job_id}):
             raise DuplicateReference(space, key)
 
-    def drop(self, space: str, key: str) -> int | None:
-        """Take the reference away; the job stays. Returns the job's id, or None when there was no such reference."""
-        rows = self._run(_DROP, {"space": space, "key": key})
+    def drop(self, space: str, key: str, job_id: int | None = None) -> int | None:
+        """Take the reference away, with `job_id` only from that job; the job stays. Returns its id, or None when nothing was taken away."""
+        rows = self._run(_DROP, {"space": space, "key": key, "job_id": job_id})
         return rows[0][0] if rows else None
 
     def trim(self, space: str, most: int) -> list[str]:

@@ -75,7 +75,23 @@ def _facts(spec: str) -> dict[str, Any]:
         raise ConfigurationError(f"{address} is an app of Celery's own", hint=f"try:   {_CHANGE}")
     conf = getattr(found, "conf", None)
     settings = {name: value for name in _SETTINGS if isinstance(value := getattr(conf, name, None), str | int | float)}
-    return {"address": address, "queues": _queues(conf), "settings": settings}
+    return {"address": _holder(address, found), "queues": _queues(conf), "settings": settings}
+
+
+def _holder(address: str, found: object) -> str:
+    """The Flask app of the module that holds the Celery app in its extensions, else the Celery app itself.
+
+    By the Flask app a worker finds the database that its config names, which is the one that the web processes send to.
+    """
+    from jobrunner.loading import find_jobrunner
+
+    module = address.partition(":")[0]
+    for name, value in list(vars(importlib.import_module(module)).items()):
+        with contextlib.suppress(Exception):  # a stand-in such as `flask.request` raises whatever it is asked
+            held = value.extensions.values()
+            if any(one is found for one in held) and find_jobrunner(value) is getattr(found, "__jobrunner__", found):
+                return f"{module}:{name}"
+    return address
 
 
 def locate(spec: str) -> tuple[str, object]:

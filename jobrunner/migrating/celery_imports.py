@@ -28,7 +28,10 @@ IMPORTS: tuple[Row, ...] = (
         "Write `jobrunner.compat.celery` for `celery`.",
     ),
     (
-        "celery.utils.log.get_task_logger celery.utils.log.get_logger celery.utils.uuid celery.uuid celery.utils.gen_unique_id",
+        (
+            "celery.utils.log.get_task_logger celery.utils.log.get_logger celery.utils.uuid celery.uuid celery.utils.gen_unique_id"
+            " celery.app.log.TaskFormatter celery.utils.log.TaskFormatter"
+        ),
         _OK,
         "Write `jobrunner.compat.celery` for `celery`.",
     ),

@@ -25,7 +25,6 @@ TASK_OPTIONS: tuple[Row, ...] = (
     (
         (
             "name bind base ignore_result store_errors_even_if_ignored track_started throws typing queue shadow_name"
-            " resultrepr_maxsize"
         ),
         _OK,
         _NOTHING,
@@ -56,7 +55,7 @@ TASK_OPTIONS: tuple[Row, ...] = (
     (
         (
             "reject_on_worker_lost acks_on_failure acks_on_timeout acks_on_failure_or_timeout compression send_events trail lazy"
-            " shared filter accept_magic_kwargs exchange delivery_mode immediate mandatory backend"
+            " shared filter accept_magic_kwargs exchange delivery_mode immediate mandatory backend resultrepr_maxsize"
         ),
         _OK,
         _IGNORED,
@@ -77,7 +76,7 @@ TASK_OPTIONS: tuple[Row, ...] = (
 
 TASK_CLASS: tuple[Row, ...] = (
     ("class", _OK, "Nothing to do but the import: a base class works with base=, task_cls= and app.Task."),
-    ("__call__ run", _OK, "Nothing to do; a __call__ that pushes the app context may go: every job has one."),
+    ("__call__ run", _OK, "Nothing to do; a __call__ that pushes the app context may stay, or go where workers are given the Flask app."),
     ("on_success on_failure on_retry after_return before_start", _OK, "Nothing to do: called with Celery's arguments."),
     (
         "apply_async delay retry apply signature s si shadow_name on_bound annotate add_trail backend",
@@ -141,7 +140,7 @@ CALL_OPTIONS: tuple[Row, ...] = (
     ("routing_key", _CHANGED, "Use `queue=`, or a queue of task_queues that has this routing key."),
     ("stamped_headers stamps", _UNSUPPORTED, "Use `headers=` of the call: stamps are not kept."),
     ("**", _CHANGED, "Compare the dict's keys with these options: what is in it cannot be seen here."),
-    ("*", _CHANGED, "Check where it is read: what is no option of ours travels as a header."),
+    ("*", _CHANGED, "Check where it is read: what is no option of ours is not kept; `headers=` is."),
 )
 
 REQUEST: tuple[Row, ...] = (
@@ -170,13 +169,13 @@ RESULTS: tuple[Row, ...] = (
         _OK,
         _NOTHING,
     ),
-    ("then as_tuple task_name maybe_throw throw maybe_reraise app", _OK, _NOTHING),
+    ("then as_tuple task_name maybe_throw maybe_reraise app", _OK, _NOTHING),
     ("revoke", _CHANGED, "Nothing to do: it is kept in the table, and outlives a restart of the workers."),
     ("parent", _OK, _NOTHING),
     ("collect graph get_leaf iterdeps build_graph root", _UNSUPPORTED, _LATER_CANVAS),
     ("GroupResult ResultSet results join join_native iter_native completed_count save restore waiting", _UNSUPPORTED, _LATER_CANVAS),
     ("backend", _CHANGED, "Read the result through AsyncResult: results are rows of Jobrunner's tables."),
-    ("cache supports_native_join on_ready", _UNSUPPORTED, _NO_INTERNALS),
+    ("cache supports_native_join on_ready throw", _UNSUPPORTED, _NO_INTERNALS),
     ("*", _OK, _NOTHING),
 )
 
@@ -192,7 +191,7 @@ SIGNALS: tuple[Row, ...] = (
         (
             "task_prerun task_postrun task_success task_failure task_retry task_revoked before_task_publish after_task_publish"
             " worker_init worker_process_init worker_process_shutdown worker_ready worker_shutdown setup_logging after_setup_logger"
-            " after_setup_task_logger task_received task_internal_error celeryd_init celeryd_after_setup import_modules"
+            " after_setup_task_logger task_internal_error celeryd_init celeryd_after_setup import_modules"
         ),
         _OK,
         "Nothing to do but the import: it is sent with Celery's arguments.",
@@ -205,7 +204,10 @@ SIGNALS: tuple[Row, ...] = (
         "Use threads, or `async def` tasks with --async-slots.",
     ),
     (
-        "task_unknown task_rejected worker_shutting_down worker_before_create_process heartbeat_sent user_preload_options",
+        (
+            "task_received task_unknown task_rejected worker_shutting_down worker_before_create_process heartbeat_sent"
+            " user_preload_options"
+        ),
         _CHANGED,
         "Check that you can do without it: it can be connected, and is never sent.",
     ),
@@ -243,7 +245,7 @@ APP: tuple[Row, ...] = (
         _OK,
         _NOTHING,
     ),
-    ("autodiscover_tasks config_from_object config_from_envvar add_defaults either close", _OK, _NOTHING),
+    ("autodiscover_tasks config_from_object config_from_envvar add_defaults close", _OK, _NOTHING),
     ("tasks.register tasks.unregister", _CHANGED, "Use `app.register_task`: only registered tasks run."),
     ("control", _OK, _NOTHING),
     ("GroupResult ResultSet", _UNSUPPORTED, _LATER_CANVAS),
@@ -253,7 +255,7 @@ APP: tuple[Row, ...] = (
         (
             "events bugreport user_options steps oid thread_oid clock autofinalize fixups loader loader_cls log log_cls amqp_cls"
             " backend_cls control_cls events_cls registry_cls builtin_fixups subclass_with_self annotations select_queues"
-            " prepare_config setup_security"
+            " prepare_config setup_security either"
         ),
         _UNSUPPORTED,
         _NO_INTERNALS,
@@ -276,7 +278,7 @@ APP_OPTIONS: tuple[Row, ...] = (
     (
         "broker backend broker_url result_backend",
         _CHANGED,
-        "Set JOBRUNNER_DSN: an address that is not PostgreSQL's is ignored, with one warning.",
+        "Set JOBRUNNER_DSN: an address that is not PostgreSQL's is ignored, as the worker says.",
     ),
     ("loader amqp events log control tasks", _UNSUPPORTED, _NO_INTERNALS),
     ("silent force", _OK, _NOTHING),
@@ -287,7 +289,7 @@ APP_OPTIONS: tuple[Row, ...] = (
 
 CONTROL: tuple[Row, ...] = (
     ("inspect", _OK, "Nothing to do: answers come from tables, so every worker answers at once."),
-    ("ping active scheduled registered stats revoked reserved active_queues report", _OK, _NOTHING),
+    ("ping active scheduled registered registered_tasks stats revoked reserved active_queues report", _OK, _NOTHING),
     ("terminate", _CHANGED, "Use revoke(id, terminate=True)."),
     ("query_task conf hello clock memsample memdump objgraph", _UNSUPPORTED, _OWN_PAGE),
     ("rate_limit time_limit", _UNSUPPORTED, "Set it on the task and deploy: workers take no such orders."),
@@ -297,9 +299,7 @@ CONTROL: tuple[Row, ...] = (
         "Start the worker with other options: workers take no such orders.",
     ),
     ("broadcast Control Inspect Panel control_command inspect_command revoke_by_stamped_headers mailbox", _UNSUPPORTED, _NO_INTERNALS),
-    ("registered_tasks", _UNSUPPORTED, "Write `registered`."),
-    ("discard_all", _UNSUPPORTED, "Write `purge`."),
-    ("revoke purge", _CHANGED, "Nothing to do: it is kept in the table, and outlives a restart of the workers."),
+    ("revoke purge discard_all", _CHANGED, "Nothing to do: it is kept in the table, and outlives a restart of the workers."),
     ("shutdown", _CHANGED, "Let the service manager stop workers: only those of this host are reached."),
     ("*", _UNSUPPORTED, _OWN_PAGE),
 )

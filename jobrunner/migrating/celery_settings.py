@@ -21,7 +21,7 @@ SETTINGS: tuple[Row, ...] = (
     (
         "broker_url broker_read_url broker_write_url result_backend",
         _CHANGED,
-        "Set JOBRUNNER_DSN: an address that is not PostgreSQL's is ignored, with one warning.",
+        "Set JOBRUNNER_DSN: an address that is not PostgreSQL's is ignored, as the worker says.",
     ),
     (
         "broker_transport broker_host broker_port broker_user broker_password broker_vhost",

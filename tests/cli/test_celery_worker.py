@@ -71,12 +71,17 @@ def test_every_order_of_words_is_understood(shop, arguments):
         ("named.celery", "named:celery"),
         ("suspect", "suspect:of_another_name"),
         ("beside", "beside:celery"),
+        ("held", "held:web"),
+        ("held:queue", "held:web"),
         ("pack.work", "pack.work:queue"),
         ("pack.work:holder.inner", "pack.work:holder.inner"),
     ],
 )
 def test_the_app_is_found_as_celery_finds_it(shop, spec, address):
-    """A module, a package with a module celery, an attribute; in a module `app`, then `celery`, then any instance, never a Flask app."""
+    """A module, a package with a module celery, an attribute; in a module `app`, then `celery`, then any instance, never a Flask app.
+
+    A Flask app that holds the one that was found is what the worker is given: its config may name the database.
+    """
     made = "from shop.celery import Celery\n"
     write_tree(
         shop.home,
@@ -84,6 +89,7 @@ def test_the_app_is_found_as_celery_finds_it(shop, spec, address):
             "named.py": f"{made}celery = Celery()\n",
             "suspect.py": f"{made}of_another_name = Celery()\n",
             "beside.py": f"from flask import Flask\n{made}app = Flask('x')\ncelery = Celery()\n",
+            "held.py": f"from flask import Flask, request\n{made}web = Flask('x')\nqueue = web.extensions['celery'] = Celery()\n",
             "pack/__init__.py": "",
             "pack/work.py": f"{made}queue = Celery()\nclass holder:\n    inner = Celery()\n",
         },
@@ -136,7 +142,8 @@ def test_what_is_wrong_is_said(shop, arguments, environ, words):
 def test_what_is_taken_without_effect_is_noticed(shop):
     """A line for each, and none of it in the native command; autoscaling says what it became."""
     said = shop("celery-worker", "-A", "shop", "-E", "-Ofair", "--without-gossip", "--autoscale", "8,2", "-b", "redis://:hunter2@x", ok=None)
-    assert [line.partition(":")[0] for line in said.err.splitlines()[:6]] == ["ignored"] * 4 + ["notice", "native"] or said.err
+    labels = re.findall(r"^(ignored|notice|native): ", said.err, re.MULTILINE)
+    assert labels[:6] == ["ignored"] * 4 + ["notice", "native"], said.err
     ignored = re.findall(r"^ignored: (\S+?):? ", said.err, re.MULTILINE)
     assert sorted(ignored) == ["--without-gossip", "-E", "-O", "-b"]
     assert re.search(r"^notice: --autoscale: the worker has 8 slots", said.err, re.MULTILINE)

@@ -105,6 +105,15 @@ def test_a_taken_reference_is_refused(load, found, connection):
     assert counts(connection) == (0, 1)
 
 
+def test_a_reference_is_not_dropped_from_another_job(load, found):
+    """Who means the job that had it must not take it from the one that has it by now."""
+    first = load.options(reference=IMPORT).enqueue()
+    assert found.drop(*IMPORT, job_id=first.id + 1) is None
+    assert found.find(*IMPORT) == first.id
+    assert found.drop(*IMPORT, job_id=first.id) == first.id
+    assert found.find(*IMPORT) is None
+
+
 def test_a_dropped_reference_is_free(load, found, connection):
     """The job stays, and another may be given the reference."""
     first = load.options(reference=IMPORT).enqueue()

@@ -108,6 +108,7 @@ def test_a_name_is_rated_once():
         ("config", "of_our_own", None, "*"),
         ("import", "celery.worker.consumer.Consumer", None, "celery.worker.*"),
         ("import", "celery.something.new", None, "celery.*"),
+        ("import", "celery.app.log.TaskFormatter", None, "celery.app.log.TaskFormatter"),
         ("canvas", "chain", None, "chain"),
     ],
 )

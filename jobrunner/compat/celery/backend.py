@@ -183,7 +183,7 @@ def meta_of(found: Found) -> dict[str, Any]:
 
 def _outcome(found: Found, kept: Mapping[str, Any]) -> tuple[str, Any, str | None]:
     """State, result and traceback."""
-    if found.state in _LIVE or kept.get("ignored"):
+    if found.state in _LIVE or (kept.get("ignored") and kept.get("lease") == found.lease):  # by this attempt, not by one before it
         state = kept.get("state") or states.PENDING
         if found.state in _LIVE and (state in states.READY_STATES or (state == states.STARTED and found.state != "running")):
             return states.PENDING, None, None  # brought back by an operator, or given back by its worker

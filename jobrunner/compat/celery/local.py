@@ -112,11 +112,20 @@ class PromiseProxy(Proxy):
         kept = _get(self, "__dict__")
         if "made" not in kept:
             kept["made"] = super()._get_current_object()
+            for callback in kept.pop("then", ()):
+                callback()
         return kept["made"]
 
     def __evaluated__(self) -> bool:
         """Whether it has been made."""
         return "made" in _get(self, "__dict__")
+
+    def __then__(self, callback: Callable[[], Any]) -> None:
+        """Call back when it has been made; at once, when it has been already."""
+        if self.__evaluated__():
+            callback()
+        else:
+            _get(self, "__dict__").setdefault("then", []).append(callback)
 
     def __maybe_evaluate__(self) -> Any:
         """Make it now."""

@@ -273,9 +273,6 @@ class AsyncResult(ResultBase):
     __class_getitem__: Any = classmethod(GenericAlias)
 
 
-
-
-
 class EagerResult(AsyncResult):
     """The result of a task that has run where it was called."""
 

@@ -15,7 +15,6 @@ before_task_publish = Signal(
 after_task_publish = Signal({"body", "exchange", "routing_key", "headers"}, name="after_task_publish")
 
 # -- in the process that runs it
-task_received = Signal({"request"}, name="task_received")
 task_prerun = Signal({"task_id", "task", "args", "kwargs"}, name="task_prerun")
 task_postrun = Signal({"task_id", "task", "args", "kwargs", "retval", "state"}, name="task_postrun")
 task_success = Signal({"result", "runtime"}, name="task_success")
@@ -41,7 +40,9 @@ after_setup_task_logger = Signal({"logger", "loglevel", "logfile", "format", "co
 worker_process_init = Signal(name="worker_process_init")
 worker_process_shutdown = Signal({"pid", "exitcode"}, name="worker_process_shutdown")
 
-# -- never sent: an unknown task stays queued, rejected messages and brokers do not exist, schedules are not there yet
+# -- never sent: a task is not received before it runs, and an unknown one stays queued; rejected messages and brokers do not exist;
+# schedules are not there yet
+task_received = Signal({"request"}, name="task_received")
 task_rejected = Signal({"message", "exc"}, name="task_rejected")
 task_unknown = Signal({"message", "exc", "name", "id"}, name="task_unknown")
 task_sent = Signal({"task_id", "task", "args", "kwargs", "eta", "taskset"}, name="task_sent")
@@ -57,7 +58,7 @@ eventlet_pool_apply = Signal({"target", "args", "kwargs"}, name="eventlet_pool_a
 user_preload_options = Signal({"app", "options"}, name="user_preload_options")
 
 NEVER_SENT = (
-    task_rejected, task_unknown, task_sent, worker_before_create_process, worker_shutting_down, heartbeat_sent, beat_init,
+    task_received, task_rejected, task_unknown, task_sent, worker_before_create_process, worker_shutting_down, heartbeat_sent, beat_init,
     beat_embedded_init, eventlet_pool_started, eventlet_pool_preshutdown, eventlet_pool_postshutdown, eventlet_pool_apply,
     user_preload_options,
 )  # fmt: skip

@@ -42,17 +42,34 @@ class Line(NamedTuple):
     note: str
 
 
+class Instance(NamedTuple):
+    """The worker as its signals give it: what receivers read of Celery's object, which has more.
+
+    Attributes:
+        app: whose worker it is.
+        hostname: `celery@host`.
+    """
+
+    app: Celery
+    hostname: str
+
+
+def instance_of(app: Celery) -> Instance:
+    """The worker of this process."""
+    return Instance(app, f"celery@{socket.gethostname()}")
+
+
 def began(app: Celery) -> None:
     """Everything that comes before the first child."""
     for module in ("jobrunner.compat.celery.rows", "jobrunner.references", "jobrunner.enqueue", "jobrunner.store"):
         importlib.import_module(module)  # the driver and SQLAlchemy take half a second: here once, not in every child, on a task's time
-    name = f"celery@{socket.gethostname()}"
-    signals.celeryd_init.send(sender=name, instance=app, conf=app.conf, options={})
+    instance = instance_of(app)
+    signals.celeryd_init.send(sender=instance.hostname, instance=instance, conf=app.conf, options={})
     set_up_logging(app)
     print(report(app), file=sys.stderr, flush=True)  # noqa: T201  it is for whoever starts the worker, whatever logging says
-    signals.celeryd_after_setup.send(sender=name, instance=app, conf=app.conf)
-    signals.worker_init.send(sender=app)
-    signals.worker_ready.send(sender=app)
+    signals.celeryd_after_setup.send(sender=instance.hostname, instance=instance, conf=app.conf)
+    signals.worker_init.send(sender=instance)
+    signals.worker_ready.send(sender=instance)
     sys.stdout.flush()  # else every child prints once more what receivers have printed
 
 

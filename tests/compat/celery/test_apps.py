@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import psycopg
+import pytest
 
 from jobrunner.compat.celery import Celery, shared_task
+from jobrunner.compat.celery.worker import lines_of
 from tests.compat.celery.conftest import APPS
 
 
@@ -58,6 +60,43 @@ def test_a_worker_is_pointed_at_the_app_by_its_module(load, dsn):
     factory = load("wired_make_celery")
     assert {"wired_tasks.add", "wired_tasks.block", "wired_tasks.process"} <= set(find("wired_make_celery").registry.names())
     assert factory.celery_app.jobs.app is factory.flask_app
+
+
+def test_modules_are_discovered_and_one_that_cannot_be_imported_ends_the_start(dsn, tmp_path, monkeypatch):
+    """A package without the module, and a module that is no package, are passed over; what the module itself lacks is an error, as in Celery."""
+    files = {
+        "found_shop/__init__.py": "", "bare_shop/__init__.py": "", "plain_shop.py": "", "broken_shop/__init__.py": "",
+        "found_shop/tasks.py": (
+            "from jobrunner.compat.celery import shared_task\n\n\n@shared_task(name='discovered')\ndef discovered():\n    return 1\n"
+        ),
+        "broken_shop/tasks.py": "import nothing_of_that_name\n",
+    }  # fmt: skip
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    app = Celery("shop", broker=dsn)
+    app.autodiscover_tasks(["found_shop", "bare_shop", "plain_shop"])
+    app.import_modules()
+    assert "discovered" in app.tasks
+    broken = Celery("broken", broker=dsn)
+    broken.autodiscover_tasks(["broken_shop"])
+    with pytest.raises(ModuleNotFoundError, match="nothing_of_that_name"):
+        broken.import_modules()
+
+
+def test_periodic_tasks_that_are_refused_are_in_the_workers_table(dsn):
+    """They are added by a signal's receiver, whose error is only logged."""
+    app = Celery("shop", broker=dsn)
+
+    @app.on_after_configure.connect
+    def set_up(sender, **kwargs):
+        sender.add_periodic_task(10.0, sender.signature("shop.count"))
+
+    app.import_modules()
+    found = {(line.rating.value, line.what): line.note for line in lines_of(app)}
+    assert found["unsupported", "add_periodic_task"].startswith("1 calls: schedules are not there yet")
 
 
 def test_psycopg_is_the_only_driver_needed():

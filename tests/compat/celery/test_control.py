@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -102,6 +104,20 @@ def test_a_worker_of_another_host_is_not_ended_by_signal(controlled, connection)
         "VALUES ('far', %s, 1, 'daemon', '0', '{celery}', '{}', 1, now() + interval '1 hour')",
         (f"not-{socket.gethostname()}",),
     )
+    with pytest.raises(Unsupported, match="stop far on not-"):
+        controlled.celery.control.shutdown()
+
+
+def test_a_worker_that_is_gone_already_keeps_nobody_from_being_told(controlled, connection):
+    """Its lease holds for a while after it was killed; the one behind it is dealt with all the same."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name, host, pid in (("gone", socket.gethostname(), gone.pid), ("far", f"not-{socket.gethostname()}", 1)):
+        connection.execute(
+            "INSERT INTO jobrunner.workers (name, host, pid, kind, version, queues, tasks, slots, lease_expires_at) "
+            "VALUES (%s, %s, %s, 'daemon', '0', '{celery}', '{}', 1, now() + interval '1 hour')",
+            (name, host, pid),
+        )
     with pytest.raises(Unsupported, match="stop far on not-"):
         controlled.celery.control.shutdown()
 

@@ -143,6 +143,10 @@ def test_rejected_tasks(app, run, connection):
     run()
     assert (dropped.state, again.get(timeout=PATIENCE), seen) == ("PENDING", "done", [False, True, True])
     assert [row[0] for row in rows(connection, "state")] == ["cancelled", "succeeded"]
+    home, job_id = app.backend.find(dropped.id)
+    home.job(job_id).retry()
+    run()
+    assert app.AsyncResult(dropped.id).get(timeout=PATIENCE) == "done"  # it was brought back, and does not read as before any more
 
 
 def test_an_expired_task_is_revoked_without_running(app, run):
@@ -165,6 +169,35 @@ def test_an_expired_task_is_revoked_without_running(app, run):
     assert in_time.state == "SUCCESS"
     with pytest.raises(TaskRevokedError):
         sent.get(timeout=PATIENCE)
+    home, job_id = app.backend.find(sent.id)
+    home.job(job_id).retry()
+    run()
+    assert app.AsyncResult(sent.id).state == "SUCCESS"  # an operator wants it to run though it is late
+
+
+def test_a_task_that_was_revoked_amid_its_run_is_not_tried_again(app, run):
+    """Until an operator brings it back; revoked once more, that holds again."""
+    seen = []
+
+    @app.task(bind=True, max_retries=None)
+    def work(self):
+        seen.append(self.request.retries)
+        if len(seen) < 4:
+            if len(seen) != 2:
+                app.control.revoke(self.request.id)
+            raise self.retry(countdown=0)
+        return "done"
+
+    sent = work.delay()
+    home, job_id = app.backend.find(sent.id)
+    states_seen = []
+    for _ in range(3):
+        run()
+        states_seen.append(app.AsyncResult(sent.id).state)
+        if states_seen[-1] == "REVOKED":
+            home.job(job_id).retry()
+    assert states_seen == ["REVOKED", "REVOKED", "SUCCESS"]
+    assert seen == [0, 1, 2, 3]
 
 
 def test_links_are_jobs_of_their_own(app, run):
@@ -190,6 +223,53 @@ def test_links_are_jobs_of_their_own(app, run):
     run()
     assert (ok.get(timeout=PATIENCE), bad.state) == ((1, 2), "FAILURE")
     assert set(seen) == {(bad.id, "LookupError('gone')"), (((1, 2), "more"), ok.id), ((bad.id,), bad.id)}
+
+
+def test_a_bound_errback_is_sent_the_id(app, run):
+    """However many parameters it has: the id comes before its own arguments. An unbound one with `*args` is called."""
+    seen = []
+
+    @app.task(bind=True)
+    def bound(self, task_id, more):
+        seen.append((task_id, more, self.request.called_directly))
+
+    @app.task
+    def several(*args):
+        seen.append(tuple(type(value).__name__ for value in args))
+
+    @app.task
+    def work():
+        raise LookupError("gone")
+
+    sent = work.apply_async(link_error=[bound.s("m"), several.s()])
+    run()
+    assert sent.state == "FAILURE"
+    assert seen == [("Context", "LookupError", "str"), (sent.id, "m", False)]
+
+
+def test_an_error_of_a_hook_does_not_hide_that_of_the_task(app, run):
+    """What the body raised is the result; that of `on_failure` is an internal error beside it, and the signal comes all the same."""
+    seen = []
+    base: Any = app.Task
+
+    class Base(base):  # type: ignore[misc]
+        def on_failure(self, exc, task_id, args, kwargs, einfo):  # noqa: ARG002  Celery's arguments
+            raise ValueError("of the hook")
+
+    def receive(exception, einfo, **kwargs):
+        seen.append((repr(exception), einfo.internal))
+
+    signals.task_internal_error.connect(receive)
+    signals.task_failure.connect(receive)
+
+    @app.task(base=Base)
+    def work():
+        raise LookupError("gone")
+
+    sent = work.delay()
+    run()
+    assert (sent.state, repr(sent.info)) == ("FAILURE", "LookupError('gone')")
+    assert seen == [("ValueError('of the hook')", True), ("LookupError('gone')", False)]
 
 
 def test_a_wait_in_a_job_is_refused(app, run):

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 
-from jobrunner.compat.celery import signals
+from jobrunner.compat.celery import Celery, signals
 from jobrunner.compat.celery.utils.dispatch import Signal
 
 
@@ -27,6 +28,31 @@ def test_a_receiver_gets_signal_sender_and_arguments_by_keyword():
     signal.send("tasks.add", a=1)
     signal.send(sender=None, a=2)
     assert seen == [("everybody", "tasks.add", 1, True), ("one", "tasks.add", 1), ("everybody", None, 2, True)]
+
+
+def test_a_task_that_is_named_as_sender_is_not_made_for_it():
+    """It is made when it is needed, with the settings of then; only its own signals are heard."""
+    app = Celery("shop", broker="redis://nowhere")
+    seen = []
+
+    @app.task(name="add")
+    def add(a, b):
+        return a + b
+
+    @app.task(name="other")
+    def other():
+        return None
+
+    @signals.task_success.connect(sender=add)
+    def receive(sender, result, **kwargs):
+        seen.append((sender.name, result))
+
+    assert not add.__evaluated__()
+    app.conf.update(task_always_eager=True, task_time_limit=5)
+    add.delay(1, 2)
+    other.delay()
+    assert seen == [("add", 3)]
+    assert add.time_limit == 5
 
 
 def test_a_receiver_that_nobody_holds_is_forgotten():
@@ -90,6 +116,15 @@ def test_a_receiver_has_to_take_keywords():
     """Else a new argument of a signal would break it."""
     with pytest.raises(ValueError, match="must accept keyword arguments"):
         Signal(name="s").connect(lambda sender: None)
+
+
+def test_a_signal_is_sent_or_the_worker_says_that_it_is_not():
+    """Else a receiver would wait for it in silence."""
+    package = Path(signals.__file__).parent
+    sources = "".join(path.read_text() for path in package.rglob("*.py"))
+    found = {name: signal for name, signal in vars(signals).items() if isinstance(signal, Signal)}
+    never = {name for name, signal in found.items() if signal in signals.NEVER_SENT}
+    assert never == {name for name in found if f"signals.{name}.send(" not in sources}
 
 
 def test_the_names_that_integrations_connect_to_are_there():

@@ -93,6 +93,9 @@ def stubborn():
 
 def _remember(name):
     def receive(sender=None, **named):
+        worker = named.get("instance", sender)  # as Celery's documentation has it: sender.app, instance.app
+        if name.startswith(("worker_init", "worker_ready", "worker_shutdown", "celeryd_")):
+            note("worker of", name, worker.app.main, worker.hostname.partition("@")[0])
         note("signal", name, *sorted(set(named) - {"signal"}))
 
     return receive

@@ -6,7 +6,6 @@ It must not decide what those processes do.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,9 @@ class CeleryCompanion:
 
     def worker_ended(self) -> None:
         """Send the last of them."""
-        signals.worker_shutdown.send(sender=self._app)
+        from jobrunner.compat.celery import worker
+
+        signals.worker_shutdown.send(sender=worker.instance_of(self._app))
 
     def process_began(self) -> None:
         """Send the signals of a child."""
@@ -51,7 +52,9 @@ def import_modules(app: Celery) -> None:
     app.set_current()
     app.set_default()
     app.conf.load()
-    signals.import_modules.send(sender=app)
+    for _, response in signals.import_modules.send(sender=app):
+        if isinstance(response, Exception):
+            raise response  # else a worker would start without the tasks of that module, and they would wait for ever
     for setting in ("imports", "include"):
         names = app.conf[setting] or ()
         for name in (names,) if isinstance(names, str) else names:
@@ -78,7 +81,10 @@ def _import_related(package: str, related_name: str | None) -> None:
     if not related_name:
         return
     name = f"{package}.{related_name}"
-    if importlib.util.find_spec(name) is not None:
+    try:
         importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # the module is there, and what it imports is not
+            raise
 
 

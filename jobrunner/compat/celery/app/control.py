@@ -5,6 +5,7 @@ It must not send anything to workers: they read their rows. What they cannot be 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal as signals_of_system
@@ -77,7 +78,7 @@ class Control:
             except (IllegalTransition, JobNotFound):
                 logger.info("task %s has finished: there is nothing to revoke", task_id)
         else:
-            rows.note(database, job_id, {"revoke": True})  # its next attempt, if there is to be one, sees it
+            rows.note(database, job_id, {"revoke": True, "revoked": None})  # its next attempt, if there is to be one, sees it
 
     def _say_revoked(self, task_id: str) -> None:
         """No worker will ever see this task, so the signal is sent here."""
@@ -129,7 +130,8 @@ class Control:
         for home in self.app.backend.homes():
             for _, name, host, pid in rows.rows(home.database, _ALIVE, {"names": names}):
                 if host == socket.gethostname():
-                    os.kill(pid, signals_of_system.SIGTERM)
+                    with contextlib.suppress(ProcessLookupError):  # killed, while its lease holds on: the others are to be told
+                        os.kill(pid, signals_of_system.SIGTERM)
                 else:
                     elsewhere.append(f"{name} on {host}")
         if elsewhere:

@@ -97,10 +97,12 @@ def request_of(context: JobContext, begun: Begun, args: tuple[Any, ...], kwargs:
 
 def _refuse(sink: JobSink, begun: Begun, kept: Mapping[str, Any]) -> None:
     """End a job before its body runs, when it must not run (any more)."""
-    if kept.get("revoke"):
+    # Revoked or expired once, and here again without a crash or a deploy in between: an operator has brought it back, so that it runs.
+    is_wanted = bool(kept.get("revoked")) and not begun.crash_count and not begun.was_released
+    if kept.get("revoke") and not is_wanted:
         sink.revoked("revoked", expired=False)
         raise Cancel("revoked")
-    if (expires := kept.get("expires")) and datetime.now(UTC) >= datetime.fromisoformat(expires):
+    if not is_wanted and (expires := kept.get("expires")) and datetime.now(UTC) >= datetime.fromisoformat(expires):
         sink.revoked("expired", expired=True)
         raise Cancel(f"expired at {expires}")
     if begun.was_released and begun.max_crashes == 1:

@@ -108,6 +108,21 @@ def positional_names(task: Task) -> tuple[str, ...]:
     return _names(owner, task.run)
 
 
+def takes_the_error(task: Task) -> bool:
+    """Whether the task, as an errback, is called with (request, exc, traceback): a function of several parameters that is not bound.
+
+    A bound one is sent the id, as is one that is written as a class: it may retry then. Source: Celery's `_call_task_errbacks`.
+    """
+    run = vars(task.__class__).get("run")  # not of type(): it may be a stand-in
+    if not isinstance(run, staticmethod):
+        return False
+    try:
+        kinds = [parameter.kind for parameter in inspect.signature(run.__func__).parameters.values()]
+    except (TypeError, ValueError):  # written in C
+        return False
+    return inspect.Parameter.VAR_POSITIONAL in kinds or sum(kind in _BY_POSITION for kind in kinds) > 1
+
+
 @functools.lru_cache(maxsize=4096)
 def _names(_owner: type, run: Any) -> tuple[str, ...]:
     try:

@@ -160,7 +160,7 @@ def stored_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(app: Celery, call: Call, options: dict[str, Any], stored: dict[str, Any]) -> None:
-    from jobrunner.compat.celery.rows import SPACE, UNANSWERED  # the driver, and SQLAlchemy, are imported with the first call
+    from jobrunner.compat.celery import rows  # the driver, and SQLAlchemy, are imported with the first call
     from jobrunner.errors import DuplicateReference
     from jobrunner.references import References
 
@@ -170,13 +170,18 @@ def _write(app: Celery, call: Call, options: dict[str, Any], stored: dict[str, A
         try:
             app.jobs.submit(native, bound._options, (), stored)  # noqa: SLF001  not `enqueue(**stored)`: an argument may be called "self"
         except DuplicateReference:
-            found = app.backend.look(call.task_id)
+            database = app.jobs.branch_of(options["queue"]).database
+            references = References(database)
+            job_id = references.find(rows.SPACE, call.task_id)
+            found = None if job_id is None else rows.look(database, job_id)
             if found is not None and found.finished_at is None:
                 raise
-            # The id of a task that has finished is used again: from now on it means the new one.
-            References(app.jobs.branch_of(options["queue"]).database).drop(SPACE, call.task_id)
+            # The id of a task that has finished is used again: from now on it means the new one. Not that of a third one, which somebody
+            # else may have sent since: that is refused below.
+            if job_id is not None:
+                references.drop(rows.SPACE, call.task_id, job_id)
             app.jobs.submit(native, bound._options, (), stored)  # noqa: SLF001
-    except UNANSWERED as error:
+    except rows.UNANSWERED as error:
         raise OperationalError(str(error)) from error
     except InvalidPayload as error:
         raise EncodeError(str(error)) from error

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from jobrunner.compat.celery import _state, canvas, signals, states
+from jobrunner.compat.celery.app.registry import takes_the_error
 from jobrunner.compat.celery.app.task import Task
 from jobrunner.compat.celery.einfo import ExceptionInfo
 from jobrunner.compat.celery.exceptions import Ignore, NotRegistered, Reject, Retry
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celery.app.trace")  # by this name applications set its level and their filters
 
 _HOOKS_RUN = frozenset({states.SUCCESS, states.FAILURE})
-_CALLBACK_ARGUMENTS = 1  # an errback with more parameters is called here with (request, exc, traceback), another is sent the id
 
 
 class Sink(Protocol):
@@ -122,8 +122,13 @@ def _retried(task: Task, request: Context, sink: Sink, reason: Retry) -> Outcome
 def _failed(task: Task, request: Context, sink: Sink, error: Exception, *, internal: bool = False) -> Outcome:
     einfo = ExceptionInfo(error, internal=internal)
     sink.failed(error, einfo)
-    _call_errbacks(task, request, error, einfo)
-    task.on_failure(error, str(request.id), request.args, request.kwargs, einfo)
+    try:
+        _call_errbacks(task, request, error, einfo)
+        task.on_failure(error, str(request.id), request.args, request.kwargs, einfo)
+    except Exception as another:
+        if request.is_eager:
+            raise
+        _report(task, request, another)  # what the task itself has failed with is its result all the same
     signals.task_failure.send(
         sender=task, task_id=request.id, exception=error, args=request.args, kwargs=request.kwargs, traceback=einfo.tb, einfo=einfo
     )
@@ -136,12 +141,18 @@ def _failed(task: Task, request: Context, sink: Sink, error: Exception, *, inter
 
 def _internal(task: Task, request: Context, sink: Sink, error: Exception) -> Outcome:
     """Something around the body has raised: a hook, or what keeps the states. The task has failed with that."""
+    einfo = _report(task, request, error)
+    sink.failed(error, einfo)
+    return Outcome(states.FAILURE, error, einfo)
+
+
+def _report(task: Task, request: Context, error: Exception) -> ExceptionInfo:
+    """Log what was raised around the body, and send the signal."""
     einfo = ExceptionInfo(error, internal=True)
     facts = {"task_id": request.id, "args": request.args, "kwargs": request.kwargs, "request": request}
     signals.task_internal_error.send(sender=task, **facts, exception=error, traceback=einfo.tb, einfo=einfo)
     logger.critical("Task %s[%s] INTERNAL ERROR: %r", _name(task, request), request.id, error, exc_info=einfo.exc_info)
-    sink.failed(error, einfo)
-    return Outcome(states.FAILURE, error, einfo)
+    return einfo
 
 
 def _hook(task: Task, request: Context, name: str, *arguments: Any) -> None:
@@ -166,15 +177,15 @@ def _send_callbacks(task: Task, request: Context, value: Any) -> None:
 
 
 def _call_errbacks(task: Task, request: Context, error: Exception, einfo: ExceptionInfo) -> None:
-    """One that takes (request, exc, traceback) is called here; another is sent the id of this task."""
+    """One that takes (request, exc, traceback) is called here; another, and one that is bound, is sent the id of this task."""
     family = {"parent_id": request.id, "root_id": request.root_id or request.id}
     for errback in canvas.maybe_list(request.errbacks) or []:
         signature = canvas.signature(errback, app=task.app)
         try:
-            positional = task.app.parameters_of(signature.type)
+            is_called = takes_the_error(signature.type)
         except NotRegistered:
-            positional = ()
-        if len(positional) > _CALLBACK_ARGUMENTS:
+            is_called = False
+        if is_called:
             signature(request, error, einfo.traceback)
         elif request.is_eager:
             signature.apply((request.id,), **family)

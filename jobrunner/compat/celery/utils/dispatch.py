@@ -5,11 +5,14 @@ It must not let the error of one receiver reach the sender or the other receiver
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
+
+from jobrunner.compat.celery.local import PromiseProxy
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -57,6 +60,10 @@ class Signal:
     def _connect(self, receiver: Any, sender: Any = None, weak: bool = True, dispatch_uid: Any = None, retry: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002
         if not _takes_keywords(receiver):
             raise ValueError("Signal receiver must accept keyword arguments.")
+        if issubclass(type(sender), PromiseProxy) and not sender.__evaluated__():
+            # A task whose app is not set up: to make it now would fix its options before the settings are there.
+            sender.__then__(functools.partial(self._connect, receiver, sender, weak, dispatch_uid))
+            return receiver
         key = self._key(receiver, sender, dispatch_uid)
         with self._lock:
             known = self._receivers.get(key)
