@@ -144,8 +144,8 @@ Index("jobs_running", jobs.c.worker_id, postgresql_where=text("state = 'running'
 Index("jobs_ordered", jobs.c.queue, jobs.c.ordering_key, jobs.c.id, postgresql_where=text("ordering_key is not null"))
 Index(
     "jobs_ordered_running",
-    jobs.c.ordering_key,
     jobs.c.queue,
+    jobs.c.ordering_key,
     unique=True,
     postgresql_where=text("state = 'running' and ordering_key is not null"),
 )

@@ -218,6 +218,19 @@ def test_jobs_that_wait_for_their_key_cost_nothing(own, statistics, look):
 
 
 @BOTH_WAYS
+def test_the_first_keys_after_statistics_without_any_cost_nothing(own, look):
+    """Keys come into use after ANALYZE has seen a table full of jobs without one: the look for the job that runs of a key reads that alone."""
+    own.execute("INSERT INTO jobrunner.jobs (task) SELECT %s FROM generate_series(1, 50000)", (TASK,))
+    gather(own)
+    own.execute("INSERT INTO jobrunner.jobs (task, ordering_key) SELECT %s, 'deep' FROM generate_series(1, 50000)", (TASK,))
+    own.execute("INSERT INTO jobrunner.jobs (task, ordering_key) VALUES (%s, 'other')", (TASK,))
+    base = {"worker_id": own.worker(), "tasks": [TASK], "queue": "default", "priority": 0, "take": 100, "floor_key": "", "keys": 0}
+    plan = look(own.connection, "claim_ordered", {**base, "given": ["deep", "other"]})
+    assert {"jobs_ordered", "jobs_ordered_running", "jobs_pkey"} <= plan.indexes()
+    assert plan.rows_read("jobs") <= 4 * 2, plan.outline()
+
+
+@BOTH_WAYS
 def test_the_floor_keeps_a_claim_cheap_under_a_pinned_snapshot(own, fresh_dsn, look):
     """While an old snapshot keeps dead rows alive, a claim from the floor and a finish cost what they always do; a claim from the start
     walks over everything that was ever claimed, which is why there is a floor."""
