@@ -9,19 +9,21 @@ import contextlib
 import os
 import socket
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from psycopg import Error
 
 from jobrunner import clock
 from jobrunner.database import Database
-from jobrunner.errors import ConfigurationError
+from jobrunner.errors import ConfigurationError, DatabaseUnreachable
 from jobrunner.settings import Dsn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from psycopg import Connection
+
+A = TypeVar("A")
 
 LOOK = 1.0  # seconds for which an answer of the replica counts: each page looks, twenty open ones do not look twenty times
 AWAY = 15.0  # seconds before a replica that did not answer is tried again: each try may cost the reader PATIENCE
@@ -104,6 +106,26 @@ class Reads:
     def standing(self) -> Standing | None:
         """What the last look at the replica found; None when there is none, or nobody has read yet."""
         return self._standing
+
+    def steadily(self, ask: Callable[[], A]) -> A:
+        """What `ask` reads through these pools, even when the replica dies between a look at it and the read.
+
+        With a replica configured, a read that finds a server away is made once more, after a new look, from what is read then.
+
+        Args:
+            ask: reads only, calls this object for its pool, and has no effect that must not happen twice.
+
+        Raises:
+            DatabaseUnreachable: there is no replica, or what was read the second time is away too. Other errors of `ask` pass.
+        """
+        try:
+            return ask()
+        except DatabaseUnreachable:
+            if self._replica() is None:
+                raise
+            if self._standing is not None and self._standing.used:  # else another reader has found it away meanwhile
+                self._looked_at = float("-inf")
+            return ask()
 
     def wrote(self) -> None:
         """A job was changed: for a few seconds this process reads from the primary."""

@@ -114,7 +114,7 @@ def readyz() -> Response:
     """GET: the database answers and its schema fits; 503 otherwise. Says why only to who may read."""
     board = dashboard()
     try:
-        schema = pulse(board.reads()).schema
+        schema = board.reads.steadily(lambda: pulse(board.reads())).schema
         if not schema.up_to_date:
             state = "newer than this program knows" if not schema.known else f"{len(schema.pending)} migrations behind"
             raise SchemaError(f"the schema is at {schema.current}: {state}", hint="run:   jobrunner db upgrade")

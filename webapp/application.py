@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Flask, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException
@@ -22,6 +22,8 @@ from .problems import INTERNAL, BodyTooLarge, Unauthenticated, problem_of
 from .routes import PUBLIC, Route
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .context import Dashboard
 
 BLUEPRINT = "jobrunner"
@@ -70,11 +72,21 @@ def _blueprint() -> Blueprint:
     blueprint = Blueprint(BLUEPRINT, __name__, static_folder=str(STATIC), static_url_path="/static")
     for prefix, routes in (("", pages.ROUTES), (API_PREFIX, api.ROUTES), ("", api.PROBES)):
         for route in routes:
-            blueprint.add_url_rule(prefix + route.rule, endpoint=route.view.__name__, view_func=route.view, methods=[route.method])
+            view = _steady(route.view) if route.method == "GET" else route.view
+            blueprint.add_url_rule(prefix + route.rule, endpoint=route.view.__name__, view_func=view, methods=[route.method])
     blueprint.before_request(_guard)
     blueprint.after_request(_harden)
     blueprint.register_error_handler(Exception, _answer_error)
     return blueprint
+
+
+def _steady(view: Callable[..., Any]) -> Callable[..., Any]:
+    """A view that only reads, as it answers even though the replica it began to read from is gone."""
+
+    def steady(**values: Any) -> Any:
+        return dashboard().reads.steadily(lambda: view(**values))
+
+    return steady
 
 
 def route_of(endpoint: str | None) -> Route | None:

@@ -104,6 +104,25 @@ def test_without_the_replica_the_primary_is_read(client, primary, replica):
     wait_until(lambda: "s behind)" in page(client), timeout=30, what="the replica to be read again")
 
 
+def test_the_replica_dies_between_a_look_and_a_read(client, primary, replica, monkeypatch):
+    """Nobody loses a page to a replica that an earlier page found well: each read goes to the primary at once, and so does the probe."""
+    insert(primary.dsn(), "kept", 1, "'{}'")
+    wait_until(lambda: "kept" in page(client), timeout=30, what="the job to be replayed")
+    monkeypatch.setattr(replicas, "LOOK", 600.0)
+    monkeypatch.setattr(replicas, "AWAY", 600.0)
+    [(job_id,)] = rows(primary.dsn(), "SELECT id FROM jobrunner.jobs")
+    for path in ("/jobs", f"/jobs/{job_id}", "/readyz"):
+        assert "s behind)" in page(client), "the replica is read, and no page looks again"
+        replica.stop()
+        answer = client.get(path)
+        assert answer.status_code == 200, answer.text
+        assert "reading from the primary" in page(client)
+        replica.start()
+        monkeypatch.setattr(replicas, "AWAY", 0.0)
+        wait_until(lambda: "s behind)" in page(client), timeout=30, what="the replica to be read again")
+        monkeypatch.setattr(replicas, "AWAY", 600.0)
+
+
 def test_a_replica_that_stands_still(primary, replica, monkeypatch):
     """A replica that takes questions and answers none is given up after a moment, and the page comes from the primary."""
     monkeypatch.setattr(replicas, "AWAY", SHORT)
