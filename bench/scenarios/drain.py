@@ -77,7 +77,7 @@ def _lasting_entries(task: str) -> Callable[[Sequence[Peer], Sizes], list[Entry]
                 ours = {"processes": ("many", task, processes), "threads": ("threads", task, slots)}
                 if task == "nap":
                     ours["async"] = ("async", "async_nap", slots)
-                ways = ours if peer.kind == "ours" else {"": ("many", task, slots)}
+                ways = ours if peer.kind == "ours" else {"": ("many" if task == "nap" else "processes", task, slots)}
                 for way, (setting, name, count) in ways.items():
                     label = f"{peer.name}, {way}" if way else peer.name
                     prepare = lasting(setting, name, argument, count)
@@ -114,8 +114,8 @@ SCENARIOS = (
     Scenario(
         "computing-jobs",
         "Jobs that compute",
-        f"Jobs that use the CPU for so long, {CPU_SLOTS} at once. The ceiling is arithmetic: cores divided by the duration. Threads and "
-        "coroutines of one process share one interpreter.",
+        f"Jobs that use the CPU for so long, in {CPU_SLOTS} processes. Threads of one process share one interpreter; ours are "
+        "beside them to show what that costs. The ceiling is arithmetic: cores divided by the duration.",
         "jobs_per_second",
         {"seconds": 1, "all_durations": 0},
         {"seconds": 3, "all_durations": 1},

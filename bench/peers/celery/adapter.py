@@ -105,6 +105,7 @@ class CeleryPeer(Adapter):
                 f"{BEST_PROCESSES} × solo pool, prefetch {PREFETCH}, no gossip, mingle or heartbeat",
             ),
             "many": ([[*command, "--pool", "threads", "--concurrency", str(slots)]], {}, f"{slots} threads"),
+            "processes": ([[*command, "--pool", "prefork", "--concurrency", str(slots)]], {}, f"prefork, {slots} processes"),
         }
         if setting not in choices:
             raise Unsupported(f"has no setting {setting!r}")

@@ -89,6 +89,7 @@ class DramatiqPeer(Adapter):
                 f"{BEST_PROCESSES} processes × {BEST_THREADS} threads",
             ),
             "many": (["--processes", "1", "--threads", str(slots)], f"{slots} threads of one process"),
+            "processes": (["--processes", str(slots), "--threads", "2"], f"{slots} processes of 2 threads"),
         }
         if setting not in choices:
             raise Unsupported(f"has no setting {setting!r}")

@@ -83,6 +83,7 @@ class HueyPeer(Adapter):
             "default": ([command], "one worker thread, as it comes"),
             "best": ([[*command, "--workers", str(BEST_THREADS)]] * BEST_PROCESSES, f"{BEST_PROCESSES} processes × {BEST_THREADS} threads"),
             "many": ([[*command, "--workers", str(slots)]], f"{slots} threads of one process"),
+            "processes": ([[*command, "--worker-type", "process", "--workers", str(slots)]], f"{slots} worker processes"),
         }
         if setting not in choices:
             raise Unsupported(f"has no setting {setting!r}")

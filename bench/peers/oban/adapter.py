@@ -134,7 +134,12 @@ class ObanPeer(AsyncAdapter):
 
     def workers(self, setting: str, slots: int) -> dict[str, Any]:
         """`oban start`."""
-        limits = {"default": (1, DEFAULT_LIMIT), "best": (BEST_PROCESSES, BEST_LIMIT), "many": (1, slots)}
+        limits = {
+            "default": (1, DEFAULT_LIMIT),
+            "best": (BEST_PROCESSES, BEST_LIMIT),
+            "many": (1, slots),
+            "processes": (slots, DEFAULT_LIMIT),
+        }
         if setting not in limits:
             raise Unsupported(f"has no setting {setting!r}")
         processes, limit = limits[setting]

@@ -133,11 +133,13 @@ class Pgqueuer(AsyncAdapter):
         work = [sys.executable, str(HERE / "adapter.py"), "work"]
         if setting == "default":
             return {"commands": [work], "env": {}, "described": "one process as it comes, batches of 10, uvloop"}
-        if setting not in {"best", "many", "single"}:
+        if setting not in {"best", "many", "processes", "single"}:
             raise Unsupported(f"has no setting {setting!r}")
         if setting == "many":
             # it demands that a batch is at most half of what may run at once
             return {"commands": [[*work, str(slots // 2), str(slots)]], "env": {}, "described": f"{slots} at once, uvloop"}
+        if setting == "processes":
+            return {"commands": [work] * slots, "env": {}, "described": f"{slots} processes as they come, batches of 10, uvloop"}
         processes = BEST_PROCESSES if setting == "best" else slots
         described = f"{processes} × batches of {BEST_BATCH}, uvloop"
         return {"commands": [[*work, str(BEST_BATCH)]] * processes, "env": {}, "described": described}

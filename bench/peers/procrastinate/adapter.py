@@ -104,7 +104,7 @@ class Procrastinate(Adapter):
 
     def workers(self, setting: str, slots: int) -> dict[str, Any]:
         """`procrastinate worker`."""
-        options = {"default": (1, None), "best": (BEST_PROCESSES, CONCURRENCY), "many": (1, slots)}
+        options = {"default": (1, None), "best": (BEST_PROCESSES, CONCURRENCY), "many": (1, slots), "processes": (slots, 1)}
         if setting not in options:
             raise Unsupported(f"has no setting {setting!r}")
         processes, concurrency = options[setting]

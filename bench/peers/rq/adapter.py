@@ -68,15 +68,16 @@ class Rq(Adapter):
                 raise TimeoutError("no result")
             time.sleep(LOOK)
 
-    def workers(self, setting: str, slots: int) -> dict[str, Any]:  # noqa: ARG002  one job at a time in each process
+    def workers(self, setting: str, slots: int) -> dict[str, Any]:
         """`rq worker`, `rq worker-pool`."""
         command = [sys.executable, "-m", "rq.cli"]
         tail = ["--url", self.redis, "--path", f"{HERE}", "--quiet"]
         if setting == "default":
             return {"commands": [[*command, "worker", *tail]], "env": {}, "described": "one worker as it comes, a fork for each job"}
-        if setting == "best":
+        if setting in {"best", "processes"}:
             one = [*command, "worker", "--worker-class", "rq.SimpleWorker", *tail]
-            return {"commands": [one] * BEST_PROCESSES, "env": {}, "described": f"{BEST_PROCESSES} × SimpleWorker"}
+            processes = BEST_PROCESSES if setting == "best" else slots
+            return {"commands": [one] * processes, "env": {}, "described": f"{processes} × SimpleWorker"}
         raise Unsupported("runs one job at a time in each process")
 
     def left(self) -> int:

@@ -113,8 +113,8 @@ class Adapter:
 
         Args:
             setting: `default`, as the peer's first page has it; `best`, the fastest for short jobs that its documentation has; `many`, as
-                many jobs at once as `slots` says.
-            slots: for `many`.
+                many jobs at once as `slots` says; `processes`, as many processes, each at its best for jobs that compute.
+            slots: for `many` and `processes`.
         """
         raise NotImplementedError
 
