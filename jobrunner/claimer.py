@@ -37,10 +37,18 @@ MAX_BATCH = 1000  # jobs a claim may take: more makes rows wait in memory and co
 
 @dataclass(slots=True)
 class Room:
-    """How many jobs may be claimed now: in all, and for queues that have a bound of their own."""
+    """How many jobs may be claimed now.
+
+    Attributes:
+        total: in all.
+        by_queue: for queues that have a bound of their own.
+        early: of the total, for slots that are about to come free; only while more jobs are due than were taken, or a worker that is
+            busy would take what an idle one could begin at once.
+    """
 
     total: int
     by_queue: Mapping[str, int] = field(default_factory=dict)
+    early: int = 0
 
     def of(self, queue: str) -> int:
         """For one queue."""
@@ -79,11 +87,16 @@ class Claimer:
         self._crowded_since = 0.0  # or since the last claim that passed by
         self._pass_at = 0.0  # when it may pass by whoever stands in the gate
         self.waited = 0.0
+        self._full = False  # the last claim took all that it had room for: more may be due
         self._held_back: set[str] = set()  # queues that may have more due than their own bound lets in
 
     def wants(self, room: Room, now: float) -> bool:
         """Whether to claim now: it is time to look, or there is room again in a queue whose bound was reached."""
-        return room.total > 0 and (now >= self.next_at or self._following or any(room.of(queue) > 0 for queue in self._held_back))
+        return self.usable(room) > 0 and (now >= self.next_at or self._following or any(room.of(queue) > 0 for queue in self._held_back))
+
+    def usable(self, room: Room) -> int:
+        """How much of the room a claim would use now."""
+        return room.total if self._full else room.total - room.early
 
     @property
     def crowded(self) -> bool:
@@ -105,6 +118,7 @@ class Claimer:
     def claim(self, store: Store, worker_id: int, room: Room) -> list[ClaimedJob]:
         """Claim at most `room`, the most urgent first. Sets `next_at`, and `idle` when a fresh scan found nothing due."""
         taken: list[ClaimedJob] = []
+        room.total, room.early = self.usable(room), 0
         self.idle, self.waited = False, 0.0
         try:
             self._take(store, worker_id, room, taken)
@@ -140,7 +154,7 @@ class Claimer:
         following, self._following = self._following, False
         if (self._floors or self._walk.pairs()) and began < self._scan_at:
             was_walking = self.walking  # as the last claim left it
-            full = self._claim_known(store, worker_id, room, taken, past_gate=past_gate)
+            full = self._full = self._claim_known(store, worker_id, room, taken, past_gate=past_gate)
             self._scan_costs[-1] += self._walk.take_cost()
             planned = self._rest_at if was_walking else self.next_at
             self.next_at = 0.0 if full or self.walking else min(planned, self._walk.due_at)
@@ -156,7 +170,7 @@ class Claimer:
         due_in = self._scan(store)
         self._scanned_at = clock.monotonic()
         cost = (self._scanned_at - looked) * (WALKS if self._floors else 1)
-        full = self._claim_known(store, worker_id, room, taken, past_gate=past_gate) if self._floors or self._walk.pairs() else False
+        full = self._full = self._claim_known(store, worker_id, room, taken, past_gate=past_gate) if self._floors or self._walk.pairs() else False
         self._scan_costs.append(cost + self._walk.take_cost())
         self._scan_at = self._scanned_at + max(RESCAN, self._scan_pause())
         due_in = max(0.0, min(due_in, self._walk.due_at - clock.monotonic()))

@@ -6,6 +6,7 @@ worker has one for its processes or threads, and one more for coroutines when th
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +22,7 @@ MOST_AHEAD = 0.25  # seconds of work for each slot of a child: more would leave 
 ROUNDS = 2  # of the link that the work in hand has to last for: a claim may just have missed one
 REPLACE_AFTER = 1.0  # seconds a child must have lived to be replaced at once when it dies without a job: no storm of forks
 MOST_SOLO = 4  # processes for suspects beside a shared child: each of them is one more copy of what the application keeps in memory
+MOST_EARLY = STALE / 2  # seconds before the expected end of a job at which the next one may be claimed for its slot; it waits in the worker
 _SLACK = 0.05  # of the mean run time that a slot may stay empty so that the next claim serves several
 
 
@@ -54,6 +56,7 @@ class Lane:
         self._round_seconds = 0.0
         self._fork_at: list[float] = []  # of children that died young, without a job: when each may be replaced
         self._free_since: float | None = None
+        self._early_at: float | None = None  # when the first slot will be about to come free, as none is
         self._prepare = prepare
 
     @property
@@ -90,6 +93,29 @@ class Lane:
         if free and not ahead and now < self._claim_at():
             return 0
         return max(0, free + ahead - len(self.backlog) - len(self.suspects))
+
+    def early(self, now: float) -> int:
+        """How many jobs more are worth claiming for slots that are about to come free, if many are due: they begin as these end.
+
+        For jobs that are too long to wait in a child. No more than will end by the mean run time, however many are late: run times that
+        vary would have more claimed than can begin. Below half of them the backlog is filled up: a few at a time cost less.
+        """
+        self._early_at = None
+        mean, within = self.pace.mean, min(self.hold, MOST_EARLY)
+        if mean is None or mean <= self.hold / 2:
+            return 0
+        ends = [run.since + run.expected for child in self._without_ahead() for run in child.runs.values()]
+        ending = sum([-STALE < end - now < within for end in ends])
+        if not ending:
+            self._early_at = min([end - within for end in ends if end - within > now], default=None)
+            return 0
+        ending = min(ending, math.ceil(len(ends) * within / mean))
+        held = len(self.backlog) + len(self.suspects)
+        return ending - held if held * 2 <= ending else 0
+
+    def _without_ahead(self) -> Iterator[Child]:
+        """The children whose slots take from the backlog as they come free, as nothing waits there."""
+        return (child for child in self.children.values() if not child.solo and not child.retired and len(child.runs) <= child.capacity)
 
     def is_fed(self, seconds: float) -> bool:
         """Whether every child has work for so long, going by run times, in jobs that wait there."""
@@ -251,7 +277,7 @@ class Lane:
         if not self.children:
             return bool(self._fork_at)
         running = [run for child in self.children.values() for run in child.active()]
-        return len(running) >= self.slots and all(now - run.since > STALE for run in running)
+        return len(running) >= self.slots and all(now - run.since > STALE and not _ends_about(run, now) for run in running)
 
     def _mind_suspects(self, now: float) -> None:
         """Let processes for suspects leave that have nothing to do; give up suspects that nobody knows when to start."""
@@ -298,6 +324,8 @@ class Lane:
         times = list(self._fork_at)
         if self._free_since is not None and (at := self._claim_at()) > now:
             times.append(at)
+        if self._early_at is not None and self._early_at > now:
+            times.append(self._early_at)
         for child in self.children.values():
             waits = len(child.runs) > child.capacity
             if child.runs and (waits or self.backlog or self.suspects):
@@ -305,3 +333,8 @@ class Lane:
                 if waits and self._free_since is not None:
                     times.append(max(child.newest, now) + MOVE_AFTER)
         return times
+
+
+def _ends_about(run: Run, now: float) -> bool:
+    """Whether a job should end about now, by the run times of its task: what was claimed for its slot goes on waiting for that."""
+    return abs(run.since + run.expected - now) < STALE

@@ -196,7 +196,9 @@ class Link(threading.Thread):
 
     def _with_room(self) -> list[tuple[Claimer, Room]]:
         """The claimers of lanes that want more jobs, and how many."""
-        return [(claimer, room) for claimer, room in zip(self.claimers, self._rooms, strict=True) if self._claiming and room.total > 0]
+        if not self._claiming:
+            return []
+        return [(claimer, room) for claimer, room in zip(self.claimers, self._rooms, strict=True) if claimer.usable(room) > 0]
 
     def _patience(self) -> float:
         now = clock.monotonic()
@@ -305,7 +307,7 @@ class Link(threading.Thread):
             due = [claimer.wants(room, now) for claimer, room in zip(self.claimers, self._rooms, strict=True)]
             if not self._claiming or not any(due):
                 return
-            rooms = [Room(room.total, dict(room.by_queue)) for room in self._rooms]
+            rooms = [Room(room.total, dict(room.by_queue), room.early) for room in self._rooms]
         worker_id = self.worker_id
         by_queue = rooms[0].by_queue
         claimed: list[list[ClaimedJob]] = []

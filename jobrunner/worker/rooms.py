@@ -22,15 +22,19 @@ def rooms(pool: Pool, limits: Mapping[str, int], left: int | None, now: float) -
         limits: how many jobs of a queue may run in this worker at once, for queues that have such a bound.
         left: how many more jobs this worker may claim at all; None for no bound.
     """
-    totals: list[int] = []
+    found: list[Room] = []
     for lane in pool.lanes:
-        total = 0 if pool.stopping else lane.room(now)
+        usual, early = (0, 0) if pool.stopping else (lane.room(now), lane.early(now))
+        total = usual + early
         if left is not None:
             total = min(total, max(0, left))
             left -= total
-        totals.append(total)
-    bounds = _bounds(pool, limits) if any(totals) else {}
-    return [Room(total, bounds) for total in totals]
+        found.append(Room(total, early=max(0, total - usual)))
+    if any(room.total for room in found):
+        bounds = _bounds(pool, limits)
+        for room in found:
+            room.by_queue = bounds
+    return found
 
 
 def _bounds(pool: Pool, limits: Mapping[str, int]) -> dict[str, int]:

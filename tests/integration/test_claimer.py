@@ -64,6 +64,24 @@ def test_an_empty_bounded_queue_is_left_alone(dsn, store, worker, monkeypatch):
     assert claimer.wants(Room(6, {"mail": 2}), clock.monotonic() + POLL)
 
 
+def test_room_for_slots_that_are_about_to_come_free_counts_while_many_are_due(dsn, store, worker):
+    """A busy worker leaves a single job to an idle one; it claims ahead after a claim that took all it could, until one comes back short."""
+    insert(dsn, TASK, 8)
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    ahead = Room(2, early=2)
+    assert not claimer.wants(ahead, clock.monotonic())
+    taken = []
+    for total, early in ((3, 2), (3, 2), (4, 2), (4, 2)):
+        now = clock.monotonic() + POLL
+        assert claimer.wants(Room(total, early=early), now)
+        taken.append(len(claimer.claim(store, worker, Room(total, early=early))))
+        if taken[-1] == total or len(taken) == 1:
+            assert claimer.wants(ahead, clock.monotonic())
+        else:
+            assert not claimer.wants(ahead, clock.monotonic() + POLL)
+    assert taken == [1, 3, 4, 0]
+
+
 def test_more_room_than_a_claim_may_take_is_no_reason_to_look_anew(dsn, store, worker, monkeypatch):
     """Workers with many slots claim batch behind batch by their floor; a look from the start walks over all dead entries."""
     monkeypatch.setattr(claims, "MAX_BATCH", 4)

@@ -277,6 +277,65 @@ def test_a_free_slot_does_not_wait_for_others(hands):
     assert lane.room(at) == 1
 
 
+def begun(lane, count, task="steady", at=NOW):
+    """So many jobs run since then."""
+    lane.backlog.extend(jobs(count, task))
+    lane.hand_out(at)
+    assert not lane.backlog
+
+
+@pytest.mark.parametrize(("kind", "wanted", "capacity"), [(PROCESS, 20, 1), (THREADS, 1, 20), (ASYNC, 2, 10)])
+def test_jobs_are_claimed_for_slots_that_are_about_to_come_free(hands, kind, wanted, capacity):
+    """As many as end in the time that a claim takes, by the mean run time; a lane whose slots all started at once wakes up for it."""
+    lane = known(hands.lane(kind, wanted, capacity), steady=100)
+    begun(lane, 20)
+    assert lane.early(NOW) == 0
+    due = NOW + 0.1 - AHEAD
+    assert min(at for at in lane.next_deadline(NOW) if at > NOW) == pytest.approx(due)
+    assert lane.room(due + 0.001) == 0
+    assert lane.early(due + 0.001) == 20 * AHEAD / 0.1
+    lane.backlog.extend(jobs(2, "steady"))
+    assert lane.early(due + 0.001) == 2
+    lane.backlog.extend(jobs(1, "steady"))
+    assert lane.early(due + 0.001) == 0, "as few as one more are not worth a claim"
+
+
+def test_jobs_that_were_claimed_early_do_not_wait_for_what_is_late(hands):
+    """They stay while the slots should be coming free, and go back to the queue when these did not; then none is claimed early."""
+    lane = known(hands.lane(wanted=3), steady=150)
+    begun(lane, 3)
+    lane.backlog.extend(jobs(1, "steady"))
+    for at in (0.14, 0.16, 0.15 + STALE * 0.9):
+        lane.rebalance(NOW + at)
+        assert len(lane.backlog) == 1
+        assert lane.early(NOW + at) == 0
+    late = NOW + 0.15 + STALE * 1.1
+    lane.rebalance(late)
+    assert not lane.backlog
+    assert [outcome.ending for outcome in lane.outcomes] == [Ending.RELEASE]
+    assert lane.early(late) == 0
+    assert not [at for at in lane.next_deadline(late) if at > late]
+
+
+def test_no_job_is_claimed_early_that_could_wait_in_a_child_or_whose_like_is_unknown(hands):
+    """Short jobs are in their child already; of a task that has not ended here nobody knows when it will."""
+    short = known(hands.lane(wanted=1), short=5)
+    begun(short, 1, "short")
+    assert short.early(NOW + 0.004) == 0
+    unknown = hands.lane(wanted=1)
+    begun(unknown, 1, "unknown")
+    assert unknown.early(NOW + 0.99) == 0
+    leaving = known(hands.lane(wanted=1), steady=100)
+    begun(leaving, 1)
+    [child] = leaving.children.values()
+    child.retired = True
+    assert leaving.early(NOW + 0.09) == 0
+    child.retired = False
+    assert leaving.early(NOW + 0.09) == 1
+    leaving.suspects.extend(jobs(1, suspect=True))
+    assert leaving.early(NOW + 0.09) == 0
+
+
 def test_suspects_of_a_shared_child_get_processes_of_their_own(hands):
     """They leave the backlog to the others; a few run beside the shared child, one job each, and the rest goes back to the queue in time."""
     lane = known(hands.lane(THREADS, wanted=1, capacity=8), long=5000)

@@ -51,6 +51,16 @@ def test_outcomes_of_a_stream_wait_for_others_and_not_for_long(link, now):
     assert link._has_work()
 
 
+def test_room_that_may_not_be_used_wakes_nobody(link):
+    """Slots that are about to come free are no reason to claim while few jobs are due: the thread sleeps until maintenance."""
+    link.exchange([], [], [Room(2, early=2)], 0)
+    assert not link._has_work()
+    assert link._patience() == pytest.approx(1.0 + MAINTENANCE_SLACK)
+    link.claimers[0]._full = True
+    assert link._has_work()
+    assert link._patience() == 0.0
+
+
 def test_so_many_outcomes_do_not_wait(link):
     """A statement for several hundred is wide enough."""
     link.exchange(ended(_ENOUGH), [], NOTHING, 0, may_wait=True)
