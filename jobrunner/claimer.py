@@ -170,7 +170,8 @@ class Claimer:
         due_in = self._scan(store)
         self._scanned_at = clock.monotonic()
         cost = (self._scanned_at - looked) * (WALKS if self._floors else 1)
-        full = self._full = self._claim_known(store, worker_id, room, taken, past_gate=past_gate) if self._floors or self._walk.pairs() else False
+        known = bool(self._floors) or bool(self._walk.pairs())
+        full = self._full = known and self._claim_known(store, worker_id, room, taken, past_gate=past_gate)
         self._scan_costs.append(cost + self._walk.take_cost())
         self._scan_at = self._scanned_at + max(RESCAN, self._scan_pause())
         due_in = max(0.0, min(due_in, self._walk.due_at - clock.monotonic()))
