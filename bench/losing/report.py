@@ -141,12 +141,12 @@ def notes(document: Document) -> str:
     cores = f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_bytes'] / GIB:.0f} GB"
     rounds = max((len(entry["rounds"]) for entry in document["contenders"].values()), default=0)
     lines = [
-        f"{rounds} {'round' if rounds == 1 else 'rounds'}; {sizes['jobs']} jobs of {sizes['seconds'] * 1000:g} ms,"
+        (f"{rounds} {'round' if rounds == 1 else 'rounds'}; {sizes['jobs']} jobs of {sizes['seconds'] * 1000:g} ms,"
         f" watched for {sizes['watch']:g} s"
         f" after the restart; {sizes['few']} jobs in each of the other scenarios, with a timeout of {sizes['timeout']:g} s and"
         f" {sizes['beyond']:g} s beyond it. PostgreSQL {servers['postgresql']['version']} with `fsync` on{redis}; {cores},"
         f" {machine['kernel']},"
-        f" Python {machine['python']}, revision {machine['revision'] or 'unknown'}, {document['measured_at']}.",
+        f" Python {machine['python']}, revision {machine['revision'] or 'unknown'}, {document['measured_at']}."),
         "",
     ]
     for entry in document["contenders"].values():
