@@ -47,7 +47,7 @@ class Sizes:
 
 
 def kill(peer: Peer, servers: Servers, sizes: Sizes) -> dict[str, Any]:
-    """The worker and its children are killed with -9 in the middle of short jobs, at the contender's defaults; restarted after two seconds."""
+    """The worker and its children are killed with -9 amid short jobs, at the contender's defaults; restarted after two seconds."""
     numbers = range(1, sizes.jobs + 1)
     with staged(peer, servers) as stage:
         stage.ask("now", numbers=list(numbers), seconds=sizes.seconds)

@@ -70,6 +70,16 @@ class JobFuture(Future[R]):
             cancel_all(self._home, [self.notice])
         return self.cancelled()
 
+    def result(self, timeout: float | None = None) -> R:
+        """What the call returned, as in `concurrent.futures`; also in a process that was forked since."""
+        self.watch()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the call raised, as in `concurrent.futures`; also in a process that was forked since."""
+        self.watch()
+        return super().exception(timeout)
+
     def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
         """Call `fn` with this future once it is done, in one of a few threads that deliver for all futures of the process."""
         if not self.done():
@@ -145,10 +155,9 @@ class Notice(Waiting):
 
     Attributes:
         pinned: the future, as long as somebody wants to be called.
-        enlisted: whether the watcher has it.
     """
 
-    __slots__ = ("_begun", "_ended", "_future", "enlisted", "pinned")
+    __slots__ = ("_begun", "_ended", "_enlisted_in", "_future", "pinned")
 
     in_call = False
 
@@ -158,7 +167,12 @@ class Notice(Waiting):
         self._ended = ended
         self._begun = False
         self.pinned: JobFuture[Any] | None = None
-        self.enlisted = False
+        self._enlisted_in = 0  # which process
+
+    @property
+    def enlisted(self) -> bool:
+        """Whether the watcher of this process has it; that of a forked child begins with nothing."""
+        return self._enlisted_in == os.getpid()
 
     @property
     def longest_pause(self) -> int:
@@ -172,7 +186,7 @@ class Notice(Waiting):
 
     def enlist(self, home: Home) -> None:
         """Have the watcher look for it from now on."""
-        self.enlisted = True
+        self._enlisted_in = os.getpid()
         watcher_of(home.database.dsn).enlist(self)
 
     def began(self) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import functools
 import gc
 import operator
+import os
+import time
 from concurrent import futures
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -299,3 +301,17 @@ def test_a_future_of_a_job_that_is_there(executor, idle, tmp_path):
     assert other.future(idle.submit(futures_app.add, 1).job_id).cancel()
     with pytest.raises(JobNotFound):
         other.future(10**15)
+
+
+def test_a_forked_process_hears_of_the_jobs_of_its_parent(executor):
+    """A server that loads the application and forks: a future from before the fork has its result there, as in the parent."""
+    future = executor.submit(time.sleep, 1.5)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if future.result(PATIENCE / 2) is None else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert future.result(PATIENCE) is None
