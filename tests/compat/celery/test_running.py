@@ -227,7 +227,7 @@ def test_links_are_jobs_of_their_own(app, run):
 
 def test_a_bound_errback_is_sent_the_id(app, run):
     """However many parameters it has: the id comes before its own arguments. An unbound one with `*args` is called."""
-    seen = []
+    seen: list[Any] = []
 
     @app.task(bind=True)
     def bound(self, task_id, more):
