@@ -180,7 +180,8 @@ def test_a_key_is_taken_once(scene, monkeypatch):
     assert stored.pop("report") is None
     stored.add("report", first)
     interrupted(second)
-    assert stored.pop("report").job_id == second.job_id
+    popped: Any = stored.pop("report")
+    assert popped.job_id == second.job_id
     assert len(stored) == 0
 
 
