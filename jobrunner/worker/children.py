@@ -76,6 +76,7 @@ class Run:
         keep_output: whether what it prints goes into its log; None while its output is not caught.
         output: bytes it has printed; `output_cut` when that is more than it may.
         crowded: whether the last look found more processes than it may have.
+        starved: whether the kernel has killed a process of it for its memory.
         captures: whether its task wants its output in the log: only one attempt at a time may be what prints.
         bundle: that it is the last job of, if any.
     """
@@ -97,6 +98,7 @@ class Run:
     output: int = 0
     output_cut: bool = False
     crowded: bool = False
+    starved: bool = False
     captures: bool = False
     bundle: Bundle | None = None
 

@@ -187,13 +187,13 @@ class Enforcer:
             self._exceeded(child, run, "ProcessLimitExceeded", message, "processes", now)
 
     def _ran_out_of_memory(self, child: Child, run: Run, limit: int) -> bool:
-        """Whether the kernel has killed a process of the child's group for its memory since this was asked last."""
+        """Whether the kernel has killed a process of the attempt for its memory, whoever asked first."""
         kills = child.group.oom_kills() if child.group is not None else 0
         if kills > child.oom_kills:
             child.oom_kills = kills
             run.peak = max(run.peak, limit)  # so much the group had: that is why
-            return True
-        return False
+            run.starved = True  # a sample may see it a moment before the task returns, and its end asks again
+        return run.starved
 
     def _is_crowded(self, child: Child, run: Run, used: procfs.Usage, most: int) -> bool:
         """Whether an attempt has more processes than it may, in two samples one after the other.
