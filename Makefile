@@ -33,7 +33,7 @@ chaos: .venv/.dev.stamp ## workers and servers killed under load, the long lane 
 browser: .venv/.dev.stamp ## the dashboard in a headless Chromium
 	$(BIN)/pytest -m browser $(ARGS)
 
-bench: .venv/.dev.stamp ## measure beside bare PostgreSQL and peers, about ten minutes (ONLY="drain idle", ARGS="--peers celery", ARGS=--help)
+bench: .venv/.dev.stamp ## measure beside bare PostgreSQL and peers, within ten minutes, two more when the peers are not installed yet (ONLY="drain idle", ARGS="--peers celery", ARGS=--help)
 	$(BIN)/python -m bench $(ONLY) $(ARGS)
 
 bench-full: .venv/.dev.stamp ## the same at full sizes with every peer everywhere: about two hours

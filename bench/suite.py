@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bench import accounts, machine
@@ -168,11 +169,14 @@ def _measure(scenario: Scenario, cast: Cast, sizes: Sizes, plan: Plan) -> tuple[
             f"{scenario.name}: {entry.name}",
             lambda entry=entry: measures.update({entry.name: entry.prepare(cast.get(entry), sizes)}),
         )  # type: ignore[misc]
+    readings: list[float] = []  # of the machine's pace: the one after a measurement is that before the next
     for number in range(plan.rounds):
         # every second round backwards: who is always after the same neighbour would always get what that left behind
         for name in list(measures) if number % 2 == 0 else list(measures)[::-1]:
-            if not _guarded(results[name], f"{scenario.name}: {name}", lambda name=name: _keep(results[name], measures[name])):  # type: ignore[misc]
+            work = partial(_keep, results[name], measures[name], readings)
+            if not _guarded(results[name], f"{scenario.name}: {name}", work):
                 del measures[name]
+                readings.clear()  # nobody knows for how long it went on
                 continue
             figures = results[name]["figures"]
             shown = ", ".join(f"{figure} {rounds[-1]:,.4g}" for figure, rounds in figures.items())
@@ -181,10 +185,12 @@ def _measure(scenario: Scenario, cast: Cast, sizes: Sizes, plan: Plan) -> tuple[
     return results, {contender.peer.name: contender.versions for contender in cast.started.values()}
 
 
-def _keep(result: dict[str, Any], measure: Callable[[], Measured]) -> None:
-    before = pace()
+def _keep(result: dict[str, Any], measure: Callable[[], Measured], readings: list[float]) -> None:
+    if not readings:
+        readings.append(pace())
     figures, result["described"] = measure()
-    result.setdefault("pace", []).append((before + pace()) / 2)
+    readings.append(pace())
+    result.setdefault("pace", []).append(sum(readings[-2:]) / 2)
     for figure, value in figures.items():
         result["figures"].setdefault(figure, []).append(value)
 

@@ -127,7 +127,7 @@ SCENARIOS = (
         "urgent priority, or finished jobs. Each in a database of its own, all measured in the same run. Peers get the backlog only: "
         "their history is theirs to shape.",
         "jobs_per_second",
-        {"jobs": 10_000, "backlog": 200_000, "later": 200_000, "history": 1_000_000, "peers": 0},
+        {"jobs": 10_000, "backlog": 100_000, "later": 100_000, "history": 500_000, "peers": 0},
         {"jobs": 200_000, "backlog": 1_000_000, "later": 1_000_000, "history": 10_000_000, "peers": 1},
         _depth_entries,
     ),

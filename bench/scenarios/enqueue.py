@@ -81,6 +81,7 @@ SCENARIOS = (
         {"seconds": 0.5},
         {"seconds": 2},
         _all(_single),
+        short_peers=("celery", "pgqueuer", "procrastinate"),
     ),
     Scenario(
         "enqueue-threads",
@@ -110,5 +111,6 @@ SCENARIOS = (
         {"jobs": 10_000},
         {"jobs": MOST},
         _all(_bulk),
+        short_peers=("pgqueuer", "procrastinate"),
     ),
 )

@@ -106,7 +106,7 @@ SCENARIOS = (
         "Workers of one child process each, all of them ready, and warmed up by jobs that wait, before the queue is filled: throughput, "
         "connections, and jobs that ran or were claimed more than once. The bare one is as many clients of the claim and finish loop.",
         "jobs_per_second",
-        {"jobs": 10_000, "one": 1, "more": 8},
+        {"jobs": 10_000, "one": 1, "some": 4},
         {"jobs": 200_000, "one": 1, "few": 2, "some": 4, "more": 8, "many": 64},
         _entries,
         short_peers=(),
