@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 MAX_NAMES = 24  # whose index ranges are merged for one list; above, one walk with a filter is cheaper
 FEW_NAMES = 2  # each planned with its own statistics; more of them are planned once for all
-NEXT_DAYS = timedelta(days=2)  # which are looked at first
+DAY = timedelta(days=1)  # of UTC, as partitions are
+NEXT_DAYS = 2 * DAY  # which are looked at first, with the day that they begin in
 # Anybody can write a cursor.
-_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC) + NEXT_DAYS, datetime.max.replace(tzinfo=UTC) - NEXT_DAYS
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC) + NEXT_DAYS, datetime.max.replace(tzinfo=UTC) - NEXT_DAYS - DAY
 
 Conditions = list[sa.ColumnElement[bool]]
 
@@ -47,11 +48,15 @@ class PastFilter:
     span: tuple[datetime, datetime] | None = None
 
     def parts(self, key: Key | None = None, *, newer: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
-        """Conditions that divide history into what is looked at first, next to the key, and what only when that had too little."""
+        """Conditions that divide history into what is looked at first, next to the key, and what only when that had too little.
+
+        At the end of a day: within one, a count that is planned as a walk over its rows as they lie (which is the fastest there is) would
+        first read all that lie before the border, and take five times as long in the small hours as in the afternoon.
+        """
         if self.span is not None:
             return (finished.c.finished_at.between(*self.span),)
         here = min(max((key and key.finished_at) or self.at, _EARLIEST), _LATEST)
-        border = sa.literal(here + NEXT_DAYS if newer else here - NEXT_DAYS)
+        border = sa.literal(_midnight(here + NEXT_DAYS) + DAY if newer else _midnight(here - NEXT_DAYS))
         before, after = (finished.c.finished_at < border, finished.c.finished_at >= border)
         return (before, after) if newer else (after, before)
 
@@ -83,6 +88,10 @@ class Range:
         one = sa.select(*columns).where(self.column == names.c.name, *self.conditions).order_by(*order).limit(limit)
         first = one.correlate(names).lateral("first")
         return sa.select(first).select_from(names.join(first, sa.true()))
+
+
+def _midnight(at: datetime) -> datetime:
+    return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def page_parts(past: PastFilter, key: Key | None, limit: int, *, newer: bool) -> Iterator[sa.Select[Any]]:

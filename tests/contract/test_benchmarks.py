@@ -116,7 +116,7 @@ def test_the_generator_refuses_what_is_no_result(tmp_path):
         (["--rounds", "2"], "--rounds 2: a median needs at least 3 rounds"),
         (["--rounds", "0"], "--rounds 0: a median needs at least 3 rounds"),
         (["--size", "nothing=1"], "--size nothing=1: expected NAME=NUMBER with one of"),
-        (["workers", "--size", "many=64"], "--size many=64: expected NAME=NUMBER with one of jobs, more, one; --full may have more"),
+        (["workers", "--size", "many=64"], "--size many=64: expected NAME=NUMBER with one of jobs, one, some; --full may have more"),
         (["--size", "history=many"], "--size history=many: expected NAME=NUMBER"),
         (["--peers", "sidekiq"], "--peers sidekiq: there is no such peer; there are celery"),
         (["--full", "--trial"], "--full and --trial exclude each other"),

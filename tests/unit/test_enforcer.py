@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from jobrunner.jobs import ClaimedJob, Ending
+from jobrunner.jobs import ClaimedJob, Ending, Unsuccessful
 from jobrunner.worker import channels
 from jobrunner.worker.cgroups import GroupV1
 from jobrunner.worker.children import PROCESS, Child, Run
@@ -60,6 +60,7 @@ def test_a_kill_of_the_kernel_counts_when_the_task_returns(child, tmp_path, samp
         enforcer._check_use(child, run, run.limits or {}, 0, Usage(rss_bytes=0, cpu_ms=0, process_count=1), 0.0)
         assert run.kill is not None
     outcome = reported(run, OK, ["null"], (1, 1, 1), 1.0, enforcer.overrun(child, run, 1.0))
+    assert isinstance(outcome, Unsuccessful)
     assert (outcome.ending, outcome.exit_cause, run.peak) == (Ending.RETRY, "memory", LIMIT)
     following = _run({"memory": LIMIT})
     assert enforcer.overrun(child, following, 2.0) is None, "and is not held against the next job of the process"
