@@ -16,5 +16,5 @@ SCENARIOS = {
         *idle.SCENARIOS,
     )
 }
-PROBES = ("isolation", "replacement", "fairness", "rollups", "retention", "claim-times", "history-reads", "shares", "hops")
+PROBES = ("isolation", "replacement", "fairness", "rollups", "retention", "claim-times", "history-reads", "shares", "hops", "enqueue-steps")
 """Scripts of their own, about the worker's inside; they print JSON, and are no part of the page."""

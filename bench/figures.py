@@ -149,7 +149,7 @@ class Target:
 
 
 def losses(document: Document, figure: str, *, higher_is_better: bool) -> list[tuple[str, str, float]]:
-    """Where a peer is ahead: our entry, the peer's entry that is furthest ahead of it, and how many times better that is.
+    """Where peers are ahead: our entry, the peer's entry, and how many times better that is; for each of ours the furthest ahead first.
 
     Entries are compared within their `rank` (such as "default" or "best"): ours at its defaults with the peers at theirs.
     """
@@ -167,7 +167,5 @@ def losses(document: Document, figure: str, *, higher_is_better: bool) -> list[t
                 worse, better = (mine, its) if higher_is_better else (its, mine)
                 if better > worse > 0:
                     ahead.append((better / worse, other))
-        if ahead:
-            times, rival_name = max(ahead)
-            found.append((name, rival_name, times))
+        found += [(name, other, times) for times, other in sorted(ahead, reverse=True)]
     return found

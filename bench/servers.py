@@ -52,6 +52,7 @@ class Servers:
         admin: a connection to the database `postgres`.
         counts_statements: whether pg_stat_statements is there.
         redis_pid: None where Redis is missing.
+        redis_flushes: its `appendfsync` now.
     """
 
     server: Server
@@ -59,6 +60,7 @@ class Servers:
     directory: Path
     counts_statements: bool = False
     redis_pid: int | None = None
+    redis_flushes: str = REDIS_SETTINGS["appendfsync"]
 
     def database(self, name: str) -> str:
         """A new database; its DSN."""
@@ -79,6 +81,21 @@ class Servers:
         if self.redis_pid is None:
             raise Absent(REDIS_MISSING)
         return f"unix://{self.directory / 'redis' / 'redis.sock'}?db={number}"
+
+    def redis_cli(self, *command: str) -> str:
+        """What Redis says. Raises Absent without its client."""
+        program = shutil.which("redis-cli")
+        if program is None:
+            raise Absent("redis-cli is not on PATH: apt-get install redis-tools")
+        socket = str(self.directory / "redis" / "redis.sock")
+        return subprocess.run([program, "-s", socket, *command], check=True, capture_output=True, text=True).stdout
+
+    def flush_redis(self, *, each: bool) -> None:
+        """Whether Redis has each write on the disk before it answers, or once a second."""
+        wanted = "always" if each else REDIS_SETTINGS["appendfsync"]
+        if wanted != self.redis_flushes:
+            self.redis_cli("config", "set", "appendfsync", wanted)
+            self.redis_flushes = wanted
 
     def pids(self, kind: str) -> list[int]:
         """The process of the server that a contender uses."""

@@ -32,6 +32,7 @@ Measured = tuple["Mapping[str, float]", str]
 FORMAT = 1  # of the JSON documents
 QUIET_LOOK = 1.0  # seconds over which others' use of the machine is looked at, before and after a scenario
 REDIS_DATABASES = 16
+FLUSHED = "alike: Redis flushes its log before it answers (appendfsync always)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Entry:
         rank: entries of one rank are compared (`default`, `best`); empty where there is nothing to compare with.
         prepare: sizes and warms up; what it returns measures one round.
         database: to be told apart where one contender needs several at once.
+        flushed: whether Redis writes its log to the disk before it answers, as PostgreSQL does.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Entry:
     prepare: Callable[[Contender, Sizes], Callable[[], Measured]]
     rank: str = ""
     database: str = ""
+    flushed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +165,13 @@ def _measure(scenario: Scenario, cast: Cast, sizes: Sizes, plan: Plan) -> tuple[
     measures: dict[str, Callable[[], Measured]] = {}
     for entry in scenario.entries(list(cast.peers.values()), sizes):
         peer = cast.peers[entry.peer]
-        result: dict[str, Any] = {"contender": entry.peer, "kind": peer.kind, "rank": entry.rank, "durability": peer.durability}
+        durability = FLUSHED if entry.flushed else peer.durability
+        result: dict[str, Any] = {"contender": entry.peer, "kind": peer.kind, "rank": entry.rank, "durability": durability}
         results[entry.name] = result | {"described": "", "figures": {}}
         _guarded(
             results[entry.name],
             f"{scenario.name}: {entry.name}",
-            lambda entry=entry: measures.update({entry.name: entry.prepare(cast.get(entry), sizes)}),
+            lambda entry=entry: measures.update({entry.name: _prepared(entry, cast, sizes)}),
         )  # type: ignore[misc]
     readings: list[float] = []  # of the machine's pace: the one after a measurement is that before the next
     for number in range(plan.rounds):
@@ -183,6 +187,23 @@ def _measure(scenario: Scenario, cast: Cast, sizes: Sizes, plan: Plan) -> tuple[
             pace_then = results[name]["pace"][-1]
             print(f"{scenario.name}, round {number + 1}: {name}: {shown}; pace {pace_then:.2f}", file=sys.stderr, flush=True)
     return results, {contender.peer.name: contender.versions for contender in cast.started.values()}
+
+
+def _prepared(entry: Entry, cast: Cast, sizes: Sizes) -> Callable[[], Measured]:
+    contender = cast.get(entry)
+
+    def as_durable() -> None:
+        if contender.peer.server == "redis":
+            cast.servers.flush_redis(each=entry.flushed)
+
+    as_durable()
+    prepared = entry.prepare(contender, sizes)
+
+    def measure() -> Measured:
+        as_durable()
+        return prepared()
+
+    return measure
 
 
 def _keep(result: dict[str, Any], measure: Callable[[], Measured], readings: list[float]) -> None:

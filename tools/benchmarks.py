@@ -101,7 +101,7 @@ a better setting.
 - **At their best.** Each peer runs at its defaults and at the best settings that its documentation has or that we found; both are in the
   tables.
 - **Durable.** PostgreSQL runs with `fsync` and `synchronous_commit` on. Where a peer promises less, its row in the list of contenders says
-  so.
+  so; what it takes to promise as much is in the rows named `flushed`, of the drain and of single enqueues.
 """
 
 
@@ -147,13 +147,13 @@ def losing(documents: Mapping[str, Document]) -> str:
         document = documents.get(name)
         if document is None:
             continue
-        for ours, rival, times in losses(document, scenario.figure, higher_is_better=column.higher_is_better):
-            mine, its = (median(rounds_of(document, entry, scenario.figure)) for entry in (ours, rival))
-            close = ", which is within the noise" if times < ALIKE else ""
-            less = "; it promises less (see Contenders)" if document["entries"][rival]["durability"].startswith(LESS) else ""
-            lines.append(
-                f"- {scenario.title}: {rival} has {number(its)}, {ours} {number(mine)} {column.heading} ({times:.2f} times){close}{less}."
-            )
+        found = losses(document, scenario.figure, higher_is_better=column.higher_is_better)
+        for ours in dict.fromkeys(ours for ours, _, _ in found):
+            mine = number(median(rounds_of(document, ours, scenario.figure)))
+            rivals = sorted((_promises_less(document, rival), -times, rival) for name, rival, times in found if name == ours)
+            told = "; ".join(_rival(document, scenario.figure, rival, -times) for _, times, rival in rivals)
+            lines.append(f"- {scenario.title}: {ours} has {mine} {column.heading}. Ahead: {told}.")
+        lines += other_columns(scenario, document)
     lines += [
         f"- Target {target.number} is not met: {target.words} ({'; '.join(reached(bound, documents) for bound in target.bounds)})."
         for target in TARGETS
@@ -171,6 +171,33 @@ def losing(documents: Mapping[str, Document]) -> str:
     if len(lines) == 1:
         lines.append("In none of what was measured is a peer ahead, and every target is met.")
     return "\n".join(lines) + "\n"
+
+
+def _promises_less(document: Document, entry: str) -> bool:
+    return str(document["entries"][entry]["durability"]).startswith(LESS)
+
+
+def _rival(document: Document, figure: str, rival: str, times: float) -> str:
+    close = ", within the noise" if times < ALIKE else ""
+    less = ", promises less" if _promises_less(document, rival) else ""
+    return f"{rival} {number(median(rounds_of(document, rival, figure)))} ({times:.2f} times{close}{less})"
+
+
+def other_columns(scenario: Scenario, document: Document) -> list[str]:
+    """A line for what a scenario measures beside its headline, where a peer is ahead by more than the noise: the furthest one of each."""
+    found: dict[str, list[str]] = {}
+    for figure, column in COLUMNS.items():
+        if figure == scenario.figure or column.heading.startswith("of it"):
+            continue
+        furthest: dict[str, tuple[str, float]] = {}
+        for ours, rival, times in losses(document, figure, higher_is_better=column.higher_is_better):
+            if times >= ALIKE:
+                furthest.setdefault(ours, (rival, times))
+        for ours, (rival, times) in furthest.items():
+            mine = number(median(rounds_of(document, ours, figure)))
+            found.setdefault(column.heading, []).append(f"{ours} {mine}, {_rival(document, figure, rival, times)}")
+    told = "; ".join(f"{heading}: {', '.join(pairs)}" for heading, pairs in found.items())
+    return [f"- {scenario.title}, beside that: {told}."] if told else []
 
 
 def reached(bound: Bound, documents: Mapping[str, Document]) -> str:

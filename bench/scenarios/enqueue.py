@@ -71,16 +71,26 @@ def _all(prepare: Callable[[Contender, Sizes], Callable[[], Measured]]) -> Calla
     return entries
 
 
+def _single_entries(peers: Sequence[Peer], sizes: Sizes) -> list[Entry]:  # noqa: ARG001  every contender has the same
+    entries = []
+    for peer in peers:
+        entries.append(Entry(peer.name, peer.name, _single, rank="default"))
+        if peer.server == "redis":
+            entries.append(Entry(f"{peer.name}, flushed", peer.name, _single, rank="default", flushed=True))
+    return entries
+
+
 SCENARIOS = (
     Scenario(
         "enqueue-single",
         "Enqueue, one call at a time",
         "One process, one job a call, each committed (or taken by the broker) before the next. The bare ones insert the same row, from "
-        "Python and from C; neither sends a wake-up.",
+        "Python and from C; neither sends a wake-up. `flushed` is with a Redis that has each job on the disk before it answers, as "
+        "PostgreSQL does.",
         "jobs_per_second",
         {"seconds": 0.5},
         {"seconds": 2},
-        _all(_single),
+        _single_entries,
         short_peers=("celery", "pgqueuer", "procrastinate"),
     ),
     Scenario(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,6 @@ from psycopg import sql
 
 from bench import accounts
 from bench.contenders import Broken
-from bench.environments import Absent
 from bench.scenarios import latency
 from bench.suite import Entry, Measured, Scenario, Sizes
 
@@ -31,11 +28,7 @@ TRACK = sql.SQL("ALTER DATABASE {} SET pg_stat_statements.track = 'top'")
 
 def redis_commands(contender: Contender) -> float:
     """Commands that the bench's Redis has carried out so far."""
-    program = shutil.which("redis-cli")
-    if program is None:
-        raise Absent("redis-cli is not on PATH: apt-get install redis-tools")
-    socket = str(contender.servers.directory / "redis" / "redis.sock")
-    told = subprocess.run([program, "-s", socket, "info", "stats"], check=True, capture_output=True, text=True).stdout
+    told = contender.servers.redis_cli("info", "stats")
     return float(told.split("total_commands_processed:")[1].split()[0])
 
 

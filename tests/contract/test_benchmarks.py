@@ -77,7 +77,7 @@ def test_where_we_lose_comes_first_and_names_who_is_ahead():
     page = benchmarks.page({"enqueue-single": document()})
     losing = page.split("## ")[1]
     assert losing.startswith("Where we lose")
-    assert "ahead has 2,500, jobrunner 1,000 jobs/s (2.50 times)" in losing
+    assert "jobrunner has 1,000 jobs/s. Ahead: ahead 2,500 (2.50 times)" in losing
     assert "Target 4 is not met" in losing
     assert "0.50 × bare, demanded ≥ 0.85" in losing
     assert "broken failed: a worker ended with 1" in losing

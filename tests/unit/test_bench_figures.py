@@ -121,7 +121,7 @@ def test_the_best_of_the_peers_is_neither_ours_nor_bare_nor_of_another_rank():
     assert Best("drain", RATE, rank="none such").value(documents) is None
 
 
-def test_a_loss_names_the_peer_that_is_furthest_ahead_at_the_same_rank():
+def test_losses_name_every_peer_that_is_ahead_at_the_same_rank():
     """Higher is better or lower is better, as the figure is; ours without a rank is compared with nobody."""
     document = drain(
         ours=entry("ours", "best", jobs_per_second=[10]),
@@ -132,7 +132,7 @@ def test_a_loss_names_the_peer_that_is_furthest_ahead_at_the_same_rank():
         other=entry("peer", "default", jobs_per_second=[100]),
         behind=entry("peer", "best", jobs_per_second=[5]),
     )["drain"]
-    assert losses(document, RATE, higher_is_better=True) == [("ours", "far", 2.5)]
+    assert losses(document, RATE, higher_is_better=True) == [("ours", "far", 2.5), ("ours", "ahead", 1.5)]
     assert losses(document, RATE, higher_is_better=False) == [("ours", "behind", 2.0)]
 
 
