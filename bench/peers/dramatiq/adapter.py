@@ -23,7 +23,7 @@ from dramatiq.results.backends import RedisBackend
 from protocol import Adapter, Unsupported, serve
 
 RESULT_PATIENCE = 60_000  # milliseconds
-BEST_PROCESSES, BEST_THREADS = 2, 4
+PREFETCH = {"dramatiq_queue_prefetch": "1000"}  # messages; as it comes twice the number of threads, which short tasks wait for
 
 broker = RedisBroker(url=os.environ["BENCH_REDIS"])
 backend = RedisBackend(url=os.environ["BENCH_REDIS"])
@@ -83,18 +83,15 @@ class DramatiqPeer(Adapter):
         """`dramatiq`."""
         command = [sys.executable, "-m", "dramatiq", "adapter"]
         choices = {
-            "default": ([], "as many processes as cores × 8 threads, as it comes"),
-            "best": (
-                ["--processes", str(BEST_PROCESSES), "--threads", str(BEST_THREADS)],
-                f"{BEST_PROCESSES} processes × {BEST_THREADS} threads",
-            ),
-            "many": (["--processes", "1", "--threads", str(slots)], f"{slots} threads of one process"),
-            "processes": (["--processes", str(slots), "--threads", "2"], f"{slots} processes of 2 threads"),
+            "default": ([], {}, "as many processes as cores × 8 threads, as it comes"),
+            "best": ([], PREFETCH, "as many processes as cores × 8 threads, prefetch 1,000"),
+            "many": (["--processes", "1", "--threads", str(slots)], PREFETCH, f"{slots} threads of one process, prefetch 1,000"),
+            "processes": (["--processes", str(slots), "--threads", "2"], {}, f"{slots} processes of 2 threads"),
         }
         if setting not in choices:
             raise Unsupported(f"has no setting {setting!r}")
-        options, described = choices[setting]
-        return {"commands": [[*command, *options]], "env": {}, "described": described}
+        options, env, described = choices[setting]
+        return {"commands": [[*command, *options]], "env": env, "described": described}
 
     def left(self) -> int:
         """Messages that wait, or were fetched and are not acknowledged."""
