@@ -76,7 +76,6 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
         CommandError, ConfigurationError: they contradict each other, or make no sense.
     """
     from jobrunner import keeping
-    from jobrunner.history import archive
     from jobrunner.maintenance.history import HistoryPruner
     from jobrunner.maintenance.pruner import Keep, Pruner
     from jobrunner.maintenance.rollups import Settler
@@ -100,7 +99,7 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
         lease=engine["lease"],
         poll=engine["poll"],
         listen=not engine["no_listen"],
-        chores=(Pruner(Keep.from_environ()), HistoryPruner(archive.from_environ()), Settler()),
+        chores=(Pruner(Keep.from_environ()), *HistoryPruner.from_environ(), Settler()),
         code_of=code_of,
         **more,
     )

@@ -191,6 +191,21 @@ def test_another_applications_rules_stay(tmp_path, fresh_dsn):
         assert connection.execute("SELECT jobrunner.keep_of('ping', 'failed')::text").fetchone() == ("5 days",)
 
 
+def test_workers_leave_history_to_others(tmp_path, fresh_dsn, past):
+    """With JOBRUNNER_PRUNE=off no worker removes what a function of one's own has yet to see; `jobrunner prune` does."""
+    (tmp_path / "app.py").write_text(KEEPING_APP)
+    past.day(182, ("add", "failed", 3))
+    program = Program(tmp_path, fresh_dsn)
+    for _ in range(3):
+        program("cron", env={"JOBRUNNER_PRUNE": "off"})
+    assert past.held() == {("add", "failed"): 3}
+    refused = program("cron", env={"JOBRUNNER_PRUNE": "often"}, ok=None)
+    assert (refused.code, refused.out) == (2, "")
+    assert "JOBRUNNER_PRUNE='often': is neither on nor off" in refused.err
+    program("prune", env={"JOBRUNNER_PRUNE": "off"})
+    assert past.held() == {}
+
+
 def test_cron_prunes_and_archives(tmp_path, fresh_dsn, past):
     """Cron runs are all that is needed: old days go, into the archive before, and it says nothing of it; a bad setting is one line."""
     (tmp_path / "app.py").write_text(KEEPING_APP)
