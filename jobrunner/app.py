@@ -22,7 +22,7 @@ from jobrunner.loading import find_jobrunner
 from jobrunner.payload import decode_args
 from jobrunner.policies import Policy, Running
 from jobrunner.routing import DEFAULT_DATABASE, HOME, ONE_DATABASE, Routing, find_routing, no_default
-from jobrunner.settings import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Dsn, find_dsn, find_read_dsn, find_size, parse_dsn
+from jobrunner.settings import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, OFF_WORDS, Dsn, find_dsn, find_read_dsn, find_size, parse_dsn
 from jobrunner.tasks import AsyncTask, Registry, Task, TaskDecorator, TransactionalDecorator
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ R = TypeVar("R")
 
 POOL_SIZE = 5  # connections that stay open; as many again may be opened under load
 _NOTHING = nullcontext()  # one for all: it is entered for every job
-_OFF = {"0", "false", "no", "off"}
 
 
 class JobRunner:
@@ -82,7 +81,7 @@ class JobRunner:
         self.find_sizes({})
         self.pool_size = POOL_SIZE
         self.registry = Registry()
-        self.wakeups = wakeups and os.environ.get("JOBRUNNER_WAKEUPS", "").strip().lower() not in _OFF
+        self.wakeups = wakeups and os.environ.get("JOBRUNNER_WAKEUPS", "").strip().lower() not in OFF_WORDS
         self.app: Flask | None = None
         self._dsn = parse_dsn(dsn, "JobRunner(dsn=…)") if dsn is not None else None
         self._lock = threading.Lock()

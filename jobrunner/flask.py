@@ -15,12 +15,12 @@ import click
 from flask import Flask  # noqa: TC002  this module is where Flask is needed
 
 from jobrunner.errors import ConfigurationError
+from jobrunner.settings import OFF_WORDS
 
 if TYPE_CHECKING:
     from jobrunner.app import JobRunner
 
 EXTENSION = "jobrunner"
-_FALSE = {"0", "false", "no", "off", ""}
 
 
 class _Jobs(click.Group):
@@ -73,4 +73,4 @@ def _forget_connections(app_ref: weakref.ref[Flask]) -> None:
 
 
 def _truth(value: Any) -> bool:
-    return value.strip().lower() not in _FALSE if isinstance(value, str) else bool(value)
+    return value.strip().lower() not in {*OFF_WORDS, ""} if isinstance(value, str) else bool(value)

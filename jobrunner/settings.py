@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SCHEMA = "jobrunner"
 CHANNEL = "jobrunner"  # of LISTEN/NOTIFY wake-ups; the payload is the queue's name
 DEFAULT_QUEUE = "default"
+ON_WORDS, OFF_WORDS = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})  # of a switch, in any case
 READ_DSN = "JOBRUNNER_READ_DSN"  # of a replica; what is read from is told by where its address comes from
 MAX_PAYLOAD_BYTES = 1_000_000  # of one job's arguments as JSON text; above, a file or a row id travels better
 MAX_RESULT_BYTES = 1_000_000  # of one job's return value as JSON text

@@ -20,7 +20,7 @@ from jobrunner.errors import ConfigurationError, EnqueueError
 from jobrunner.inspection import registered_tasks
 from jobrunner.policies import Policy
 from jobrunner.replicas import Reads
-from jobrunner.settings import parse_dsn
+from jobrunner.settings import ON_WORDS, parse_dsn
 from jobrunner.tasks import Task
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ POOL_SIZE = 2  # connections for reading, and as many again under load: a dashbo
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "gray")
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8765
 USER_VARIABLE, PASSWORD_VARIABLE = "JOBRUNNER_WEB_USER", "JOBRUNNER_WEB_PASSWORD"
-_TRUE = {"1", "true", "yes", "on"}
 
 
 def create_app(
@@ -268,7 +267,7 @@ def _color_of(name: str) -> str:
 
 
 def _truth(value: object) -> bool:
-    return value.strip().lower() in _TRUE if isinstance(value, str) else bool(value)
+    return value.strip().lower() in ON_WORDS if isinstance(value, str) else bool(value)
 
 
 @cache

@@ -19,7 +19,7 @@ MILLISECONDS = (1, 10, 100)
 PROCESS_SLOTS, SLOTS = 20, 100  # more than cores
 CPU_SLOTS = 4
 RATE = ("jobs_per_second",)
-FLUSHED = {"celery": "late", "dramatiq": "best"}
+AS_DURABLE = {"celery": "late", "dramatiq": "best"}
 """The settings of peers on Redis that take a message off only when its task has run."""
 
 
@@ -64,8 +64,8 @@ def _noop_entries(peers: Sequence[Peer], sizes: Sizes) -> list[Entry]:  # noqa: 
             entries += [Entry(f"bare, {clients}", "bare", noop(setting)) for clients, setting in BARE_CLIENTS.items()]
         elif peer.name != "pgbench":
             entries += [Entry(f"{peer.name}, {setting}", peer.name, noop(setting), rank=setting) for setting in ("default", "best")]
-        if peer.name in FLUSHED:
-            entries.append(Entry(f"{peer.name}, flushed", peer.name, noop(FLUSHED[peer.name]), rank="best", flushed=True))
+        if peer.name in AS_DURABLE:
+            entries.append(Entry(f"{peer.name}, flushed", peer.name, noop(AS_DURABLE[peer.name]), rank="best", flushed=True))
     return entries
 
 

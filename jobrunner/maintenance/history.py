@@ -16,9 +16,11 @@ from psycopg import errors as pg
 
 from jobrunner import clock
 from jobrunner.errors import ArchiveError, ConfigurationError
-from jobrunner.history.archive import Handing, from_environ
+from jobrunner.history.archive import Handing
+from jobrunner.history.archive import from_environ as archive_from_environ
 from jobrunner.history.steps import PAGES, ArchiveFailed, Pruning, Step, Taken
 from jobrunner.maintenance.pruner import IN_USE
+from jobrunner.settings import OFF_WORDS, ON_WORDS
 from jobrunner.transient import is_transient
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ logger = logging.getLogger("jobrunner.maintenance")
 
 BUDGET = 0.5  # seconds of one turn at upkeep, a twentieth of the time: jobs want the same disk, and other workers their turn
 STEP = 0.2  # seconds that a step should take: how much is read at once follows from the last one
-_ON, _OFF = {"", "1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 _LEAST_PAGES, _MOST_PAGES = 64, 16_384  # 0.5 to 128 MB
 
 
@@ -88,12 +89,12 @@ class HistoryPruner:
             ConfigurationError: one of them means nothing.
         """
         word = os.environ.get("JOBRUNNER_PRUNE", "").strip().lower()
-        if word in _OFF:
+        if word in OFF_WORDS:
             return ()
-        if word not in _ON:
+        if word and word not in ON_WORDS:
             hint = "`off` leaves old history to whoever runs `jobrunner prune`; without it workers remove it as well"
             raise ConfigurationError(f"JOBRUNNER_PRUNE={word!r}: is neither on nor off", hint=hint)
-        return (cls(from_environ()),)
+        return (cls(archive_from_environ()),)
 
     def __call__(self, store: Store) -> Removed:
         """Take some steps; waits at most 200 ms for a lock. What is in use, or cannot be archived, is left for another time.
