@@ -48,15 +48,6 @@ FROM (SELECT g, '{newest}'::timestamptz - interval '{span}' + g * interval '{ste
 """
 # The end of a day, so that the hour at which this runs decides nothing: of a day of which a page leaves little, another index is cheaper.
 NEWEST = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-# Plans follow from statistics, and a test says which there are: autovacuum may come between two of them, and what it learns from a
-# partition whose rows were all rolled back (none in so many pages) is believed of the rows that follow.
-LEFT_ALONE = """
-DO $$ DECLARE part regclass; BEGIN
-    FOR part IN SELECT oid FROM pg_class WHERE relnamespace = 'jobrunner'::regnamespace AND relkind = 'r' LOOP
-        EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = false)', part);
-    END LOOP;
-END $$
-"""
 LIVE = """
 INSERT INTO jobrunner.jobs (id, task, args, queue, run_at)
 SELECT 200000 + g, 'task.' || (g % 40), '{}', 'q' || (g % 5), now() - g * interval '1 s' FROM generate_series(1, 20000) AS g
@@ -65,9 +56,10 @@ SELECT 200000 + g, 'task.' || (g % 40), '{}', 'q' || (g % 5), now() - g * interv
 
 def fill(connection, *, rows=100_000, span="40 hours", step="1.4 s") -> None:
     """Put finished jobs into history, each day into its partition."""
+    past = Past(connection)
     for ago in range(9):
-        Past(connection).day(ago)
-    connection.execute(LEFT_ALONE)
+        past.day(ago)
+    past.without_autovacuum()
     connection.execute(HISTORY.format(newest=NEWEST, rows=rows, span=span, step=step))
 
 
