@@ -1,16 +1,22 @@
 """A day of history is dropped, and one is replaced by what is to be kept of it, while another connection claims and finishes jobs.
 
-`locked out` is the longest read of history by a third connection meanwhile: it writes nothing, so it waits for locks only. `held up` is
-the longest claim or finish, which also waits for the disk while that takes back the files of a dropped table, after the locks;
-`undisturbed` is the same in as many seconds without a pruner. `end` is the transaction that drops or replaces, `step` the longest of all.
+`locked out` is the longest read of history by a third connection meanwhile: it writes nothing, so it waits for locks, and for the
+machine: `stalled` is the longest answer to a fourth one, which reads no table. `held up` is the longest claim or finish, which also
+waits for the disk while that takes back the files of a dropped table, after the locks; `undisturbed` is the same in as many seconds
+without a pruner. `end` is the transaction that drops or replaces, `step` the longest of all.
 The pruner works as `jobrunner prune` does, one step after the other without a pause.
+
+A day goes weeks after its rows were written, when the kernel has long given its pages to others. So for `drop` and `replace` the day's
+files are taken out of the kernel's memory first; for `drop in memory` they are not, and a million pages are given back as well.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import harness
@@ -68,14 +74,22 @@ class Timed(threading.Thread):
 class Reader(Timed):
     """Reads a row of history, with a pause of a millisecond."""
 
+    query = "SELECT id FROM jobrunner.job_history ORDER BY finished_at DESC LIMIT 1"
+
     def run(self) -> None:
         """Until told to stop."""
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             while not self.stopping:
                 began = time.perf_counter()
-                connection.execute("SELECT id FROM jobrunner.job_history ORDER BY finished_at DESC LIMIT 1").fetchone()
+                connection.execute(self.query).fetchone()  # type: ignore[call-overload]
                 self.calls.append((began, time.perf_counter() - began))
                 time.sleep(0.001)
+
+
+class Bystander(Reader):
+    """Reads no table, so that nothing can lock it out: when it waits, the machine had no time for anybody."""
+
+    query = "SELECT 1"
 
 
 class Finisher(Timed):
@@ -98,8 +112,8 @@ class Finisher(Timed):
                 self.calls += [(began, between - began), (between, time.perf_counter() - between)]
 
 
-def fill(dsn: str, ago: int, rows: int) -> None:
-    """One day of history, so many days ago."""
+def fill(dsn: str, ago: int, rows: int) -> str:
+    """One day of history, so many days ago; the name of its partition."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         found = connection.execute(
             "SELECT 'job_history_' || to_char(d, 'YYYYMMDD'), d::text, (d + 1)::text"
@@ -114,14 +128,36 @@ def fill(dsn: str, ago: int, rows: int) -> None:
         connection.execute(f"ALTER TABLE jobrunner.job_history ATTACH PARTITION jobrunner.{part} {bounds}")
         connection.execute(f"VACUUM ANALYZE jobrunner.{part}")
         connection.execute("CHECKPOINT")
+    return part
+
+
+def forget(dsn: str, part: str) -> None:
+    """Take the files of a day out of the kernel's memory, of which a CHECKPOINT has left nothing to write.
+
+    Raises:
+        SystemExit: they are on another machine.
+    """
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute(
+            "SELECT current_setting('data_directory'), array_agg(pg_relation_filepath(t.oid)) FROM pg_class AS t"
+            " WHERE t.oid = %(part)s::regclass OR t.oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = %(part)s::regclass)",
+            {"part": f"jobrunner.{part}"},
+        ).fetchone()
+    directory, names = found or ("", [])
+    if not Path(directory, names[0]).exists():
+        raise SystemExit(f"{directory}: not on this machine; run this where the server is")
+    for name in names:
+        for path in Path(directory, name).parent.glob(f"{Path(name).name}*"):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def run(dsn: str) -> dict[str, float]:
     """Prune, with somebody else at work; figures in ms."""
     database = Database(Dsn(dsn, "bench"))
-    finisher, reader = Finisher(dsn), Reader(dsn)
-    finisher.start()
-    reader.start()
+    finisher, reader, bystander = everybody = Finisher(dsn), Reader(dsn), Bystander(dsn)
+    for thread in everybody:
+        thread.start()
     time.sleep(1)
     steps: list[tuple[str, float, float]] = []
     last = time.perf_counter()
@@ -136,8 +172,8 @@ def run(dsn: str) -> dict[str, float]:
     removed = prune(database, told=told)
     ended = time.perf_counter()
     time.sleep(_LOOK + 0.5)
-    finisher.end()
-    reader.end()
+    for thread in everybody:
+        thread.end()
     database.close()
     final = [(since, until) for did, since, until in steps if did in {"dropped", "replaced"}]
     print(f"{removed.removed_count:,} rows in {ended - began:.2f} s, {len(steps)} steps", file=sys.stderr)
@@ -146,6 +182,7 @@ def run(dsn: str) -> dict[str, float]:
         "step": max(until - since for _, since, until in steps) * 1000,
         "end": max(until - since for since, until in final) * 1000,
         "locked out": reader.longest_ms(began, ended),
+        "stalled": bystander.longest_ms(began, ended),
         "held up": finisher.longest_ms(began, ended),
         "locked out, undisturbed": reader.longest_ms(ended + _SETTLED, ended + _LOOK),
         "held up, undisturbed": finisher.longest_ms(ended + _SETTLED, ended + _LOOK),
@@ -158,8 +195,10 @@ def main() -> None:
     figures: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         with harness.database() as dsn:
-            for name, ago in (("drop", 200), ("replace", 31)):
-                fill(dsn, ago, options.rows)
+            for name, ago, in_memory in (("drop", 200, False), ("drop in memory", 200, True), ("replace", 31, False)):
+                part = fill(dsn, ago, options.rows)
+                if not in_memory:
+                    forget(dsn, part)
                 for what, value in run(dsn).items():
                     figures.setdefault(f"{name}: {what}", []).append(value)
     targets = {"drop_ms": TARGET_DROP_MS, "locked_out_ms": TARGET_LOCKED_OUT_MS}

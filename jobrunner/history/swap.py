@@ -102,9 +102,10 @@ def drop(connection: Connection[Any], day: Day) -> int:
         rows = int(_one(connection, _composed("SELECT count(*) FROM {part}", day)))
     else:
         rows = int(_one(connection, _composed("EXPLAIN (FORMAT JSON) SELECT FROM {part}", day))[0]["Plan"]["Plan Rows"])
+    _forget(connection, day)  # before the lock: pages that nobody has used lately come from the disk
     _run(connection, "LOCK TABLE ONLY {parent} IN ACCESS EXCLUSIVE MODE", day)
     _run(connection, "DROP TABLE {part}", day)
-    _forget(connection, day)
+    _forget(connection, day)  # what was noted since: a day that was being read under other rules has its trigger still
     return rows
 
 
