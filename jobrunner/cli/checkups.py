@@ -20,9 +20,9 @@ from jobrunner.texts import redacted
 if TYPE_CHECKING:
     from jobrunner.cli.crontab import Crontab
     from jobrunner.cli.target import AppFacts
+    from jobrunner.database import Database
     from jobrunner.inspection import CronHistory
     from jobrunner.settings import Dsn
-    from jobrunner.store import Database
 
 LOOK_BACK = timedelta(hours=1)
 SHOWN_GAPS = 3
@@ -54,7 +54,7 @@ def general() -> Sight:
     except errors.JobrunnerError as error:
         return Sight([_bad("database", error), about_app], None, None, app)
     from jobrunner.connecting import connect
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
     try:
         with connect(dsn) as connection:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jobrunner.app import JobRunner
+    from jobrunner.database import Database
     from jobrunner.routing import Routing
     from jobrunner.settings import Dsn
-    from jobrunner.store import Database
 
 EMBEDDED = "the embedded PostgreSQL"
 _FACTS = "jobrunner.cli.facts"
@@ -156,7 +156,7 @@ def checked_database(dsn: Dsn) -> Database:
         DatabaseUnreachable, SchemaError: it does not answer, or the schema is missing, outdated or too new.
     """
     from jobrunner import migrate
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
     migrate.check(reach(dsn).url)
     return Database(dsn, pool_size=1)
@@ -328,10 +328,9 @@ def _facts() -> dict[str, Any] | None:
     dsn = runner.configured_dsn()
     if dsn is not None and dsn.origin == "DATABASE_URL":
         dsn = None  # not the app's word: the caller looks there itself
-    queues = sorted({runner.registry[name].policy.queue for name in runner.registry.names()})
     databases = {name: other.url for name, other in runner.routing.databases.items()}
     where = dsn.url if dsn else None, dsn.origin if dsn else ""
-    return AppFacts(*where, queues, runner.app is not None, databases, dict(runner.routing.routes))._asdict()
+    return AppFacts(*where, runner.queue_names(), runner.app is not None, databases, dict(runner.routing.routes))._asdict()
 
 
 @contextlib.contextmanager

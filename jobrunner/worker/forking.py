@@ -19,6 +19,8 @@ from jobrunner.worker.log import logger
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+FAREWELL = 5.0  # seconds for what an application wants done when its processes end in order; one that wants nothing takes no time
+
 
 class Forking:
     """The template process of one pool.
@@ -26,6 +28,7 @@ class Forking:
     Attributes:
         tasks: names of all tasks of the application; `coroutines` those that are `async def`, `captured` those with `capture_output`.
         keep: what it says about how long finished jobs are kept, under the name of the application.
+        declared: its subscriptions to topics; `delivering`: the tasks of those that read the log.
     """
 
     def __init__(self, app: str | None, dsn: str) -> None:
@@ -58,6 +61,8 @@ class Forking:
         self.tasks: Sequence[str] = message["tasks"]
         self.coroutines: Sequence[str] = message["coroutines"]
         self.captured: frozenset[str] = frozenset(message["captured"])
+        self.declared: list[dict[str, Any]] = message["subscriptions"]
+        self.delivering = [each["task"] for each in self.declared if each["mode"] == "log"]
         keep = message["keep"]
         self.keep: tuple[str, list[Rule]] = (
             keep["app"],
@@ -84,11 +89,15 @@ class Forking:
         if not self.say({"do": "lease", "ends": ends}):
             logger.debug("the template is gone; the main loop will see it")
 
-    def end(self) -> None:
-        """End it, and with it every child; returns when they are gone."""
-        self.say({"do": "stop"})
+    def end(self, *, in_order: bool = False) -> None:
+        """End it, and with it every child; returns when they are gone.
+
+        Args:
+            in_order: the children were told to leave, and may do what the application wants done at the end of a process.
+        """
+        self.say({"do": "stop", "in_order": in_order})
         try:
-            self.process.wait(timeout=KILL_AFTER)
+            self.process.wait(timeout=KILL_AFTER + (FAREWELL if in_order else 0.0))
         except subprocess.TimeoutExpired:
             self.process.kill()  # the kernel ends its children
             self.process.wait()

@@ -123,12 +123,17 @@ class Pool:
         for number, descriptor in child.outputs.items():
             self._selector.register(descriptor, selectors.EVENT_READ, lambda number=number: self._on_output(child, number))
 
-    def halt(self, exit_cause: str, *, blame: bool = False) -> None:
+    def halt(self, exit_cause: str, *, blame: bool = False, in_order: bool = False) -> None:
         """End the template and with it every child; returns when they are gone.
 
-        What they finished counts; what they were running is given back, or counts as a crash when they are to `blame`.
+        What they finished counts; what they were running is given back, or counts as a crash when they are to `blame`. `in_order`
+        lets children that run nothing leave by themselves, with what the application wants done at the end of a process.
         """
-        self.forking.end()
+        idle = in_order and not any(True for _ in self.in_flight())
+        if idle:
+            for child in self.children():
+                child.dismiss()
+        self.forking.end(in_order=idle)
         now = clock.monotonic()
         for lane in self.lanes:
             for child in list(lane.children.values()):

@@ -11,13 +11,13 @@ import psycopg
 import pytest
 
 from jobrunner import clock
+from jobrunner.claimer import Claimer, Room
 from jobrunner.jobs import Succeeded
 from jobrunner.maintenance.history import Removed
 from jobrunner.settings import parse_dsn
 from jobrunner.store import Store
 from jobrunner.worker import chores as thread
 from jobrunner.worker import upkeep
-from jobrunner.worker.claimer import Claimer, Room
 from jobrunner.worker.link import MAINTENANCE, Link
 from tests.support.rows import Scene
 from tests.support.sessions import sessions_on

@@ -1,0 +1,61 @@
+"""Owns the loggers that code takes from `celery.utils.log`, and the format that has a task's name and id.
+
+It must not set levels nor add handlers: `worker` does, where a worker runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from jobrunner.compat.celery import _state
+
+base_logger = logging.getLogger("celery")
+worker_logger = logging.getLogger("celery.worker")
+task_logger = logging.getLogger("celery.task")
+_RESERVED = {"celery", "celery.task"}
+
+
+def get_logger(name: str | logging.Logger) -> logging.Logger:
+    """A logger; its records go to `celery` when nobody else takes them."""
+    logger = logging.getLogger(name) if isinstance(name, str) else name
+    return _below(logger, base_logger)
+
+
+def get_task_logger(name: str) -> logging.Logger:
+    """A logger for tasks: a child of `celery.task`, which `after_setup_task_logger` gives away; its records are in the job's log.
+
+    Raises:
+        RuntimeError: the name is one of the parents.
+    """
+    if name in _RESERVED:
+        raise RuntimeError(f"Logger name {name!r} is reserved!")
+    return _below(get_logger(name), task_logger)
+
+
+def _below(logger: logging.Logger, parent: logging.Logger) -> logging.Logger:
+    step: logging.Logger | None = logger
+    while step is not None and step is not parent:
+        step = step.parent
+    if step is None and logger is not logging.root:
+        logger.parent = parent
+    return logger
+
+
+class ColorFormatter(logging.Formatter):
+    """A formatter; there are no colours."""
+
+    def __init__(self, fmt: str | None = None, use_color: bool = True, **options: Any) -> None:  # noqa: ARG002, FBT001, FBT002
+        super().__init__(fmt, **options)
+
+
+class TaskFormatter(ColorFormatter):
+    """A formatter that knows `%(task_name)s` and `%(task_id)s`; they are ??? outside of a task."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        task = _state.get_current_task()
+        known = task is not None and task.request is not None
+        record.__dict__.setdefault("task_name", task.name if known and task is not None else "???")
+        record.__dict__.setdefault("task_id", task.request.id if known and task is not None else "???")
+        return super().format(record)

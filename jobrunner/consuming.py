@@ -1,0 +1,400 @@
+"""Owns the messages of one queue that this process holds: its row among the workers, its leases, and giving back what is held too long.
+
+It must not decide what becomes of a message: whoever holds it does. All threads that take messages of the queue share one of these, one
+thread that renews the lease, and the connections of the pool.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import threading
+import weakref
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import psycopg
+
+from jobrunner import clock, messagestore
+from jobrunner.claimer import Claimer, Room
+from jobrunner.envelopes import Facts, Message, Receipt
+from jobrunner.errors import DatabaseUnreachable, LeaseLost
+from jobrunner.hearing import ear_of
+from jobrunner.jobs import Ending, Leaving, Unsuccessful, WorkerCounts, WorkerSight
+from jobrunner.messagestore import EXPIRED_AT_ONCE
+from jobrunner.pulling import consumer_facts
+from jobrunner.settings import MESSAGE_TASK
+from jobrunner.settling import apart, finish_at_once, outcome_of, settle_elsewhere
+from jobrunner.transient import is_transient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from jobrunner.database import Database
+    from jobrunner.jobs import ClaimedJob
+    from jobrunner.messagestore import MessageStore
+
+logger = logging.getLogger("jobrunner.messages")
+
+POLL = 1.0  # seconds between looks while hints may come
+DEAF_POLL = 0.25  # seconds between looks where no hint can be heard
+# Of the lease that was asked for: after the death of this process a message must be another's within one lease, looks included.
+ROW_SHARE = 0.5
+SHORTEST_ROW, LONGEST_ROW = 1.0, 15.0  # seconds that the row of this process lives without a word of it
+BEATS = 3  # in that time
+RETRY = 1.0  # seconds until the database is asked again that did not answer
+ELSEWHERE = 30.0  # seconds until an acknowledgement in somebody's transaction is looked at that has no lease to wait for
+IDLE = 60.0  # seconds without a message or anybody who asks for one, after which the row is closed
+MAINTENANCE = 1.0  # seconds between looks for the messages of consumers that died, and for those that have expired
+
+
+class Home(Protocol):
+    """What a consumer needs of the database that its queue is in."""
+
+    @property
+    def database(self) -> Database:
+        """Its pool of connections."""
+
+    @property
+    def wakeups(self) -> bool:
+        """Whether hints are sent and heard."""
+
+    def wake(self, queue: str) -> None:
+        """Tell others that the queue has something to do."""
+
+
+class _Hold(NamedTuple):
+    message: Message
+    until: float  # `clock.monotonic()`
+
+
+class Consumer:
+    """Takes and holds messages of one queue for this process. Thread-safe; a forked child begins anew, with nothing held."""
+
+    def __init__(self, home: Home, queue: str) -> None:
+        self._home, self._queue = home, queue
+        self._reset()
+        _known.add(self)
+
+    def _reset(self) -> None:
+        self._taking = threading.Lock()  # the row and the claimer: one look at a time, whoever it is for
+        self._state = threading.Condition()
+        self._claimer = Claimer([self._queue], [MESSAGE_TASK], POLL)
+        self._worker_id = 0
+        self._row_seconds = LONGEST_ROW
+        self._beat_at = self._maintain_at = self._used_at = 0.0
+        self._held: dict[tuple[int, int], _Hold] = {}
+        self._waiting = 0
+        self._called = False  # whether there may be something new
+        self._in_doubt = False  # whether a claim may have committed whose answer never came
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._counts = WorkerCounts()
+
+    # -- taking
+
+    def take(self, most: int, lease: float | None, wait: float) -> list[Message]:
+        """At most `most` messages, as soon as there is one; none when there is none for `wait` seconds.
+
+        Raises:
+            psycopg.Error, DatabaseUnreachable: the database did not answer; what was claimed meanwhile comes back by its lease.
+        """
+        ends = clock.monotonic() + wait
+        self._shorten(lease)
+        with self._asking():
+            while True:
+                self._listen()
+                with self._taking:
+                    messages = self._look(most, lease)
+                left = ends - clock.monotonic()
+                if messages or (left <= 0 and not self._claimer.walking):
+                    return messages
+                pause = min(left, self._claimer.next_at - clock.monotonic())
+                with self._state:
+                    if pause > 0 and not self._called:
+                        self._state.wait(pause)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Somebody asks for a message: there is a first look whatever was found before, and the row stays."""
+        with self._state:
+            self._waiting += 1
+            self._called = True
+        try:
+            yield
+        finally:
+            with self._state:
+                self._waiting -= 1
+                self._used_at = clock.monotonic()
+
+    def _listen(self) -> None:
+        """Hear of new messages for as long as somebody waits; where that cannot be, look more often."""
+        ear = ear_of(self._home.database.dsn) if self._home.wakeups else None
+        if ear is not None:
+            ear.add(self._queue, self.call)
+        self._claimer.poll = POLL if ear is not None and ear.hears else DEAF_POLL
+
+    def call(self) -> None:
+        """There may be something to take: whoever waits looks at once."""
+        with self._state:
+            self._called = True
+            self._state.notify_all()
+
+    def _look(self, most: int, lease: float | None) -> list[Message]:
+        with self._state:
+            called, self._called = self._called, False
+        if called:
+            self._claimer.wake()
+        if not self._claimer.wants(Room(most), clock.monotonic()):
+            return []
+        with self._database_store() as store:
+            self._register(store)
+            self._reconcile(store)
+            self._maintain(store)
+            sent = clock.monotonic()
+            self._in_doubt = True
+            jobs = self._claimer.claim(store, self._worker_id, Room(most))
+            if suspects := [(job.id, job.lease, 0.0) for job in jobs if job.suspect]:
+                store.start(suspects)  # or the death of this process would not be counted against them
+            messages = self._opened(store, jobs) if jobs else []
+            self._in_doubt = False
+        if not messages:
+            return []
+        with self._state:
+            until = float("inf") if lease is None else sent + lease
+            for message in messages:
+                self._held[message.receipt] = _Hold(message, until)
+            self._counts = self._counts._replace(claimed=self._counts.claimed + len(jobs))
+            self._state.notify_all()
+        return messages
+
+    def _opened(self, store: MessageStore, jobs: Sequence[ClaimedJob]) -> list[Message]:
+        """The messages; what cannot be read is dead, and keeps nobody from the others."""
+        facts = store.facts([job.id for job in jobs])
+        messages: list[Message] = []
+        for job in jobs:
+            try:
+                messages.append(Message(job, Facts(*facts[job.id]), self))
+            except (ValueError, RecursionError, KeyError, AttributeError) as error:
+                logger.warning("message cannot be read: it is dead", extra={"message_id": job.id, "error": type(error).__name__})
+                store.finish([outcome_of(Receipt(job.id, job.lease), Ending.FAIL, reason=f"cannot be read: {error}")])
+        return messages
+
+    def _reconcile(self, store: MessageStore) -> None:
+        """After a connection broke, a claim may have committed whose answer never came: what nobody here knows of goes back."""
+        if not self._in_doubt:
+            return
+        unknown = [held for held in store.held_jobs(self._worker_id) if (held.id, held.lease) not in self._held]
+        if unknown:
+            store.finish([Unsuccessful(Ending.RELEASE, held.id, held.lease) for held in unknown])
+        self._in_doubt = False
+
+    def _shorten(self, lease: float | None) -> None:
+        """Let the row live so briefly without a word of this process that the lease asked for is kept also when it dies."""
+        wanted = LONGEST_ROW if lease is None else min(LONGEST_ROW, max(SHORTEST_ROW, lease * ROW_SHARE))
+        with self._taking:
+            if wanted >= self._row_seconds:
+                return
+            self._row_seconds = wanted
+            if self._worker_id:
+                with self._database_store() as store:
+                    self._beat(store)
+                with self._state:
+                    self._state.notify_all()
+
+    def _register(self, store: MessageStore) -> None:
+        if self._worker_id:
+            return
+        self._worker_id = store.register_worker(consumer_facts(self._queue), timedelta(seconds=self._row_seconds))
+        with self._state:
+            self._beat_at = clock.monotonic() + self._row_seconds / BEATS
+            if self._thread is None or not self._thread.is_alive():
+                self._closing = False
+                self._thread = threading.Thread(target=self._mind, name="jobrunner-consumer", daemon=True)
+                self._thread.start()
+
+    def _maintain(self, store: MessageStore) -> None:
+        """What every claim round does: the jobs of the dead go back, whoever they were, and what has expired ends."""
+        if clock.monotonic() < self._maintain_at:
+            return
+        self._maintain_at = clock.monotonic() + MAINTENANCE
+        expired = store.expire(EXPIRED_AT_ONCE)
+        lost, count = store.rescue()
+        for worker in lost:
+            logger.warning("rescued what a lost worker held", extra={"worker": worker.name, "worker_id": worker.id, "jobs": count})
+        if expired or count:
+            self._claimer.wake()
+
+    # -- settling
+
+    def settle(
+        self, message: Message, ending: Ending | None, *, delay: timedelta | float | None, reason: str, place: Mapping[str, Any]
+    ) -> None:
+        """Write how the delivery of a message ended, fenced by its lease. Raises LeaseLost."""
+        outcome = outcome_of(message.receipt, ending, delay=delay, reason=reason)
+        if settle_elsewhere(outcome, place):
+            self._look_later(message)
+            return
+        with self._database_store() as store:
+            refused = bool(store.finish([outcome]))
+        self._forget(message.receipt, ending)
+        if refused:
+            message.lose()
+            raise LeaseLost(*message.receipt)
+        self._let_next(message)
+
+    def _look_later(self, message: Message) -> None:
+        """It is held until its lease is over, and not for ever: should that transaction roll back, it must come again."""
+        with self._state:
+            hold = self._held.get(message.receipt)
+            if hold is not None and hold.until == float("inf"):
+                self._held[message.receipt] = _Hold(message, clock.monotonic() + ELSEWHERE)
+                self._state.notify_all()
+
+    def extend(self, message: Message, seconds: float) -> None:
+        """Hold a message for so many seconds from now. Raises LeaseLost."""
+        with self._state:
+            if message.receipt not in self._held:
+                raise LeaseLost(*message.receipt)
+            self._held[message.receipt] = _Hold(message, clock.monotonic() + seconds)
+            self._state.notify_all()
+
+    def _forget(self, receipt: tuple[int, int], ending: Ending | None) -> None:
+        with self._state:
+            self._held.pop(receipt, None)
+            self._used_at = clock.monotonic()
+            name = "succeeded" if ending is None else "failed"
+            self._counts = self._counts._replace(**{name: getattr(self._counts, name) + 1})
+
+    def _let_next(self, message: Message) -> None:
+        """The next message of its ordering key can go: to a thread that waits here, or in another process."""
+        if message.key is None:
+            return
+        with self._taking:
+            self._claimer.follow({self._queue: [message.key]})
+        self.call()
+        self._home.wake(self._queue)
+
+    # -- the thread
+
+    def _mind(self) -> None:
+        """Renew the lease of the row, and give back what is held for longer than was asked for."""
+        while True:
+            with self._state:
+                now = clock.monotonic()
+                times = [self._beat_at, *(hold.until for hold in self._held.values())]
+                if not self._closing and min(times) > now:
+                    self._state.wait(min(times) - now)
+                now = clock.monotonic()
+                over = [hold.message for hold in self._held.values() if hold.until <= now]
+                idle = not self._held and not self._waiting and now - self._used_at >= IDLE
+                if self._closing:
+                    return
+            try:
+                self._tend(over, now, idle=idle)
+            except (psycopg.Error, DatabaseUnreachable, OSError) as error:
+                if isinstance(error, psycopg.Error) and not is_transient(error):
+                    logger.exception("the lease of messages cannot be renewed")
+                with self._state:
+                    self._beat_at = clock.monotonic() + min(RETRY, self._row_seconds / BEATS)
+                    if not self._closing:
+                        self._state.wait(min(RETRY, self._row_seconds / BEATS))
+            with self._state:
+                if idle and not self._worker_id:
+                    self._thread = None
+                    return
+
+    def _tend(self, over: Sequence[Message], now: float, *, idle: bool) -> None:
+        if over:
+            with self._database_store() as store:
+                self._give_back(store, over)
+        if not idle and now < self._beat_at:
+            return
+        with self._taking, self._database_store() as store:
+            if not idle:
+                self._reconcile(store)
+                self._beat(store)
+            elif not self._held and not self._waiting:
+                store.stop_worker(self._worker_id, Leaving("done"), self._counts)
+                self._worker_id, self._row_seconds = 0, LONGEST_ROW
+
+    def _beat(self, store: MessageStore) -> None:
+        lease = timedelta(seconds=self._row_seconds)
+        if self._worker_id and not store.heartbeat(self._worker_id, lease, WorkerSight(), self._counts):
+            with self._state:
+                lost, self._held = self._held, {}
+                self._worker_id = 0
+            for hold in lost.values():
+                hold.message.lose()
+            logger.warning("lease lost: messages go to others", extra={"queue": self._queue, "messages": len(lost)})
+        self._beat_at = clock.monotonic() + self._row_seconds / BEATS
+
+    def _give_back(self, store: MessageStore, messages: Sequence[Message]) -> None:
+        for some in apart(messages):
+            self._give_back_some(store, some)
+
+    def _give_back_some(self, store: MessageStore, messages: Sequence[Message]) -> None:
+        said = "its lease was over: the consumer neither acknowledged nor extended it in time"
+        try:
+            refused = finish_at_once(store, [outcome_of(each.receipt, Ending.RETRY, delay=0, reason=said) for each in messages])
+        except psycopg.errors.LockNotAvailable:  # acknowledged in a transaction that is open still
+            with self._state:
+                later = clock.monotonic() + RETRY
+                self._held.update({message.receipt: _Hold(message, later) for message in messages if message.receipt in self._held})
+            return
+        gone = {(outcome.id, outcome.lease) for outcome in refused}
+        done = [each for each in messages if each.settled is not None and each.receipt in gone]  # by a transaction that has committed
+        for message in messages:
+            message.lose()
+            self._forget(message.receipt, None if message in done else Ending.RETRY)
+        if count := len(messages) - len(done):
+            logger.warning("messages were held for longer than their lease", extra={"queue": self._queue, "messages": count})
+        self.call()
+        self._home.wake(self._queue)
+
+    # -- the end
+
+    def close(self) -> None:
+        """Give back what is held and close the row. The next `take` begins anew."""
+        with self._state:
+            self._closing = True
+            self._state.notify_all()
+            held = [hold.message for hold in self._held.values()]
+            self._held.clear()
+            thread, worker_id, self._thread, self._worker_id = self._thread, self._worker_id, None, 0
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(RETRY)
+        if not worker_id:
+            return
+        said = "the consumer ended without a word about it"
+        try:
+            with self._database_store() as store:
+                for some in apart(held):
+                    with contextlib.suppress(psycopg.errors.LockNotAvailable):
+                        finish_at_once(store, [outcome_of(each.receipt, Ending.RETRY, delay=0, reason=said) for each in some])
+                store.stop_worker(worker_id, Leaving("done"), self._counts)
+        except (psycopg.Error, DatabaseUnreachable, OSError) as error:
+            logger.warning("messages not given back: they go to others when their lease is over", extra={"error": type(error).__name__})
+        for message in held:
+            message.lose()
+
+    def forget(self) -> None:
+        """In a forked child: what is held is the parent's."""
+        self._reset()
+
+    @contextlib.contextmanager
+    def _database_store(self) -> Iterator[MessageStore]:
+        with self._home.database.store() as store:
+            yield messagestore.MessageStore(store.connection)
+
+
+def _close_all() -> None:
+    for consumer in list(_known):
+        with contextlib.suppress(Exception):  # the leases end by themselves
+            consumer.close()
+
+
+_known: weakref.WeakSet[Consumer] = weakref.WeakSet()
+atexit.register(_close_all)
+

@@ -1,0 +1,16 @@
+-- broker_delete_queue: removes a queue with its bindings and the messages that wait in it. Returns how many messages.
+-- Parameters: queue; if_empty (only when none waits).
+-- Locks: the rows of the queue, of its bindings and messages. Index: broker_queues_pkey, broker_bindings_of_queue, broker_messages_claim.
+WITH gone AS (
+    DELETE FROM jobrunner.broker_queues q
+    WHERE q.name = :'queue'::text AND NOT (:'if_empty'::boolean AND EXISTS (
+        SELECT FROM jobrunner.broker_messages m WHERE m.queue = :'queue'::text AND m.consumer_id IS NULL))
+    RETURNING q.name
+), unbound AS (
+    DELETE FROM jobrunner.broker_bindings b WHERE b.queue = :'queue'::text AND EXISTS (SELECT FROM gone)
+), emptied AS (
+    DELETE FROM jobrunner.broker_messages m
+    WHERE m.queue = :'queue'::text AND m.consumer_id IS NULL AND EXISTS (SELECT FROM gone)
+    RETURNING m.id
+)
+SELECT count(*) FROM emptied

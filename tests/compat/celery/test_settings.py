@@ -1,0 +1,108 @@
+"""`app.conf` takes settings by every name that Celery has had for them, and refuses what could only be honoured by running code."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jobrunner.compat.celery import Celery
+from jobrunner.compat.celery.conf import DEFAULTS, OLD_NAMES, SETTINGS, Rating, setting
+from jobrunner.compat.celery.exceptions import ImproperlyConfigured
+
+
+def test_new_and_old_names_are_one_setting():
+    """Set by one name, read by the other; the upper-case one works as an item and as an attribute."""
+    app = Celery(broker="redis://one")
+    app.conf.update(CELERY_TASK_SERIALIZER="json", CELERYD_CONCURRENCY=4, CELERY_DEFAULT_QUEUE="a", CELERY_ENABLE_UTC=False, CELERYBEAT_SCHEDULE={})
+    assert (app.conf.task_serializer, app.conf["worker_concurrency"], app.conf.task_default_queue, app.conf.enable_utc) == ("json", 4, "a", False)
+    app.conf.task_track_started = True
+    assert (app.conf.CELERY_TRACK_STARTED, app.conf["CELERY_TRACK_STARTED"], app.conf.get("BROKER_URL")) == (True, True, "redis://one")
+
+
+def test_unknown_keys_of_a_flask_config_are_kept_and_mean_nothing():
+    """A whole Flask config may be poured in."""
+    app = Celery()
+    app.conf.update({"SECRET_KEY": "s", "CELERY_BROKER_URL": "redis://x", "TESTING": True})
+    assert app.conf["SECRET_KEY"] == "s"
+    assert app.conf.broker_url is None
+    assert set(app.conf.ones_set()) == set()
+
+
+@pytest.mark.parametrize("source", ["dict", "object", "module", "attribute"])
+def test_settings_come_from_whatever_holds_them(source, monkeypatch):
+    """A mapping, an object, a module by name, or what stands in a module."""
+    module: Any = ModuleType("wired_config")
+    module.task_default_queue = "from-module"
+    module.Config = SimpleNamespace(task_default_queue="from-attribute")
+    monkeypatch.setitem(sys.modules, "wired_config", module)
+    given, wanted = {
+        "dict": ({"task_default_queue": "from-dict"}, "from-dict"), "object": (module.Config, "from-attribute"),
+        "module": ("wired_config", "from-module"), "attribute": ("wired_config:Config", "from-attribute"),
+    }[source]  # fmt: skip
+    app = Celery()
+    app.config_from_object(given)
+    assert app.conf.task_default_queue == wanted
+
+
+def test_a_namespace_takes_its_prefix_off():
+    """`namespace="CELERY"`: CELERY_TASK_ALWAYS_EAGER is task_always_eager, and a key without the prefix is somebody else's."""
+    app = Celery()
+    app.config_from_object({"CELERY_TASK_ALWAYS_EAGER": True, "CELERY_BROKER_URL": "redis://x"}, namespace="CELERY")
+    assert (app.conf.task_always_eager, app.conf.broker_url) == (True, "redis://x")
+
+
+def test_what_is_set_goes_before_what_is_loaded_and_that_before_defaults():
+    """The constructor and assignments, then the source, then `add_defaults`, then Celery's own."""
+    app = Celery(task_default_queue="set")
+    app.add_defaults({"task_default_queue": "added", "timezone": "Europe/Paris", "task_time_limit": 5})
+    app.config_from_object({"task_default_queue": "loaded", "timezone": "Europe/Rome"})
+    assert (app.conf.task_default_queue, app.conf.timezone, app.conf.task_time_limit, app.conf.task_serializer) == ("set", "Europe/Rome", 5, "json")
+
+
+def test_the_environment_goes_before_the_settings_for_addresses(monkeypatch):
+    """CELERY_BROKER_URL of the environment is what Celery takes as well."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "amqp://env")
+    assert Celery(broker="redis://x").conf.broker_url == "amqp://env"
+
+
+@pytest.mark.parametrize("settings", [{"task_serializer": "pickle"}, {"result_serializer": "yaml"}, {"accept_content": ["pickle"]}])
+def test_only_json_is_accepted(settings):
+    """The message says why, and what travels."""
+    app = Celery(**settings)
+    with pytest.raises(ImproperlyConfigured, match="typed JSON only"):
+        app.conf.task_default_queue  # noqa: B018
+
+
+def test_a_call_cannot_be_pickled(app):
+    """`serializer="pickle"` of one call is refused before anything is written."""
+
+    @app.task
+    def add(a, b):
+        return a + b
+
+    with pytest.raises(ImproperlyConfigured, match="whoever could write a row could run code"):
+        add.apply_async((1, 2), serializer="pickle")
+
+
+def test_the_table_of_settings_is_whole():
+    """Every setting has a rating and a note, each old name stands for one setting, and the well-known ones are there."""
+    assert all(feature.rating in set(Rating) and feature.note for feature in SETTINGS.values())
+    assert len(OLD_NAMES) == sum(len(feature.old) for feature in SETTINGS.values())
+    for old, new in {
+        "BROKER_URL": "broker_url", "CELERY_RESULT_BACKEND": "result_backend", "CELERY_QUEUES": "task_queues", "CELERY_ROUTES": "task_routes",
+        "CELERY_TIMEZONE": "timezone", "CELERY_ALWAYS_EAGER": "task_always_eager", "CELERY_ACKS_LATE": "task_acks_late",
+        "CELERYD_MAX_TASKS_PER_CHILD": "worker_max_tasks_per_child", "CELERY_TASK_RESULT_EXPIRES": "result_expires",
+        "CELERY_EAGER_PROPAGATES_EXCEPTIONS": "task_eager_propagates", "CELERYD_PREFETCH_MULTIPLIER": "worker_prefetch_multiplier",
+    }.items():  # fmt: skip
+        assert (known := setting(old)) is not None
+        assert known.name == new
+    assert setting("SECRET_KEY") is None
+    assert DEFAULTS["task_default_queue"] == "celery"
+
+
+def test_a_value_is_never_shown():
+    """Addresses hold passwords."""
+    assert "hunter2" not in repr(Celery(broker="redis://:hunter2@x").conf)

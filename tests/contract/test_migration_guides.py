@@ -1,0 +1,85 @@
+"""The guides to Jobrunner show the difference between the files that the tests run, by the commands that the tests run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.documents import blocks
+from tests.support.shops import BRIDGE, WAYS
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDES = ROOT / "docs" / "migrate"
+EXAMPLES = ROOT / "examples"
+HEADINGS = ["What becomes of what", "A small app, before and after", "What you gain, what you lose", "Both at once", "Back again"]
+
+
+def guide(way):
+    """The text of a guide."""
+    return (GUIDES / f"{way.replace('_', '-')}.md").read_text()
+
+
+def applied(lines, diff):
+    """What a unified diff makes of lines; it must fit them."""
+    made, at = [], 0
+    for line in diff:
+        if hunk := re.match(r"@@ -(\d+)", line):
+            made += lines[at : int(hunk[1]) - 1]
+            at = int(hunk[1]) - 1
+        elif line.startswith("+"):
+            made.append(line[1:])
+        else:
+            assert lines[at] == line[1:]
+            made += [] if line.startswith("-") else [lines[at]]
+            at += 1
+    return made + lines[at:]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_diff_leads_from_one_file_to_the_other(way):
+    """The diff in the guide, applied to the file of before, gives the file of after."""
+    before, after = ((EXAMPLES / way / f"{when}.py").read_text().splitlines() for when in ("before", "after"))
+    (diff,) = (text for text in blocks(guide(way), "diff") if text.startswith("@@ "))
+    assert applied(before, diff.splitlines()) == after
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_guide_has_the_same_parts(way):
+    """Mapping, diff, gains and losses, both at once, and the way back, in this order, whatever stands between."""
+    found = re.findall(r"^## (.+)$", guide(way), re.MULTILINE)
+    assert [heading for heading in found if heading in HEADINGS] == HEADINGS
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_guide_has_the_commands(way):
+    """What our tests run, the reader is told to run: tables, web servers, workers, and what works off the rest."""
+    of_way = WAYS[way]
+    versions = [of_way.version(when) for when in ("before", "after")]
+    wanted = {command for version in versions for command in (version.init, version.web, version.worker)} | {of_way.drain}
+    wanted |= {f"{BRIDGE} forth", f"{BRIDGE} back"} if way == "message_queue" else set()
+    shown = {line.removeprefix("$ ").partition("     #")[0] for text in blocks(guide(way), "console") for line in text.splitlines()}
+    assert wanted - {"", versions[1].init} <= shown
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_becomes_of_what_says_what_differs(way):
+    """Every row of the mapping has theirs, ours, and the difference, which may be nothing but is said."""
+    part = guide(way).partition("## What becomes of what\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split(" | ") for line in part.splitlines() if line.startswith("| ")]
+    assert len(rows) > 10
+    assert rows[0][-1].strip() == "what differs"
+    assert [row for row in rows if len(row) != len(rows[0]) or not all(cell.strip() for cell in row)] == []
+
+
+def test_each_practice_has_pages_and_tests():
+    """Five practices; each claim about one has a page that shows it and a test that holds it, and each says what is left."""
+    page = (ROOT / "docs" / "explanation" / "five-practices.md").read_text()
+    practices = page.split("\n## ")[1:]
+    assert [practice[0] for practice in practices] == ["1", "2", "3", "4", "5"]
+    for practice in practices:
+        claims = [line.split(" | ") for line in practice.splitlines() if line.startswith("| ")][1:]
+        assert len(claims) > 3
+        assert [claim for claim in claims if "](" not in claim[1] or "`tests/" not in claim[2]] == []
+        assert "\nLeft to you: " in practice

@@ -1,0 +1,78 @@
+"""Events over HTTP: published once, and got by every group."""
+
+from __future__ import annotations
+
+import pytest
+
+ROLE = "X-Test-Role"
+URL = "/api/v1/topics/orders/events"
+
+
+@pytest.fixture
+def subscribed(jobs):
+    """A group in queue mode, which gets what is about orders."""
+
+    @jobs.subscribe("orders", "order.*", group="billing")
+    def on_order(event):
+        """Never run here."""
+
+
+def problem(response, status, slug):
+    """The problem in a response, which must be exactly this one."""
+    assert (response.status_code, response.mimetype) == (status, "application/problem+json"), response.text
+    assert response.json["type"] == f"urn:jobrunner:problem:{slug}"
+    return response.json
+
+
+def written(connection):
+    """(event, priority, ordering key) of each job that was written, in order."""
+    return connection.execute("SELECT args->'event', priority, ordering_key FROM jobrunner.jobs ORDER BY id").fetchall()
+
+
+def test_an_event_is_published(client, connection, subscribed) -> None:
+    """It is in the log with everything that was said of it, and a job of each group that it fits."""
+    sent = {"name": "order.paid", "payload": {"id": 1}, "key": "order:1", "headers": {"trace": "x"}, "priority": -3, "ttl": "1h"}
+    answer = client.post(URL, json=sent)
+    assert answer.status_code == 201, answer.text
+    found = connection.execute("SELECT position, topic, name, payload, key, headers FROM jobrunner.events").fetchall()
+    assert found == [(answer.json["position"], "orders", "order.paid", {"id": 1}, "order:1", {"trace": "x"})]
+    ((event, priority, key),) = written(connection)
+    assert (event["payload"], event["position"], priority, key) == ({"id": 1}, answer.json["position"], -3, "orders/billing/order:1")
+
+
+def test_several_are_published_in_their_order(client, connection, subscribed) -> None:
+    """`events` are all published or none; a group gets those that fit its patterns."""
+    answer = client.post(URL, json={"events": [{"name": "order.paid", "payload": 1}, {"name": "stock.low"}, {"name": "order.sent", "payload": None}]})
+    assert answer.status_code == 201, answer.text
+    names = connection.execute("SELECT position, name FROM jobrunner.events ORDER BY position").fetchall()
+    assert names == list(zip(answer.json["positions"], ["order.paid", "stock.low", "order.sent"], strict=True))
+    assert [event["name"] for event, _, _ in written(connection)] == ["order.paid", "order.sent"]
+    problem(client.post(URL, json={"events": [{"name": "order.paid"}, {"name": "no name"}]}), 422, "invalid-field")
+    assert connection.execute("SELECT count(*) FROM jobrunner.events").fetchone() == (3,)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"name": ""}, {"name": "order.*"}, {"name": 7}, {"name": "a", "colour": "red"}, {"name": "a", "key": ""}, {"name": "a", "headers": []},
+        {"name": "a", "ttl": 0}, {"name": "a", "delay": -1}, {"name": "a", "priority": "high"}, {"name": "a", "priority": 40_000},
+        {"events": {}}, {"events": [1]}, {"events": [{}]}, {"events": [{"name": "a", "colour": "red"}]}, {"name": "a", "events": []},
+        {"events": [{"name": "a"}], "payload": 1},
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(client, connection, body) -> None:
+    """A member that is missing, unknown or out of range is a 422 that says so, and nothing is written."""
+    assert problem(client.post(URL, json=body), 422, "invalid-field")["detail"]
+    assert connection.execute("SELECT count(*) FROM jobrunner.events").fetchone() == (0,)
+
+
+def test_a_payload_that_json_in_postgresql_cannot_hold(client) -> None:
+    """It is the arguments' problem, as for jobs; a topic that can be none is the request's."""
+    problem(client.post(URL, json={"name": "a", "payload": "a\0b"}), 422, "invalid-arguments")
+    problem(client.post(f"/api/v1/topics/{'x' * 101}/events", json={"name": "a"}), 422, "invalid-field")
+
+
+@pytest.mark.parametrize(("role", "status"), [("read", 403), ("operate", 201)])
+def test_who_may_publish(client, role, status) -> None:
+    """Publishing needs `operate`, as putting a message does."""
+    assert client.post(URL, headers={ROLE: role}, json={"name": "order.paid"}).status_code == status
