@@ -17,6 +17,7 @@ SCENARIOS = {
     )
 }
 PROBES = (
-    "isolation", "replacement", "fairness", "rollups", "retention", "claim-times", "history-reads", "shares", "hops", "enqueue-steps", "losses",
+    *("isolation", "replacement", "fairness", "rollups", "retention", "claim-times", "history-reads", "shares", "hops", "enqueue-steps"),
+    "losses",
 )
 """Scripts of their own, no part of the page: about the worker's inside, printing JSON; `losses` is about lost jobs, beside peers."""

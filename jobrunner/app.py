@@ -14,6 +14,7 @@ import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
+from jobrunner import settings
 from jobrunner.checks import RUN_CHECKS, checked
 from jobrunner.handle import Job
 from jobrunner.hosting.setting import find_setting
@@ -23,7 +24,7 @@ from jobrunner.loading import find_jobrunner
 from jobrunner.payload import decode_args
 from jobrunner.policies import Policy, Running
 from jobrunner.routing import DEFAULT_DATABASE, Routing, no_default
-from jobrunner.settings import CALL, EMBEDDED, MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, OFF_WORDS, Dsn, find_dsn, find_read_dsn, find_size, parse_dsn
+from jobrunner.settings import CALL, EMBEDDED, MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Dsn, find_dsn, find_read_dsn, find_size, parse_dsn
 from jobrunner.several import Databases
 from jobrunner.tasks import AsyncTask, Registry, Task, TaskDecorator, TransactionalDecorator
 
@@ -102,7 +103,7 @@ class JobRunner(Databases):
         self.registry.provide(CALL, lambda: self.calls.task)
         self._allowed_modules = tuple(allowed_modules)
         self._calls: Calls | None = None
-        self.wakeups = wakeups and os.environ.get("JOBRUNNER_WAKEUPS", "").strip().lower() not in OFF_WORDS
+        self.wakeups = wakeups and os.environ.get("JOBRUNNER_WAKEUPS", "").strip().lower() not in settings.OFF_WORDS
         self.app: Flask | None = None
         self._dsn = parse_dsn(dsn, "JobRunner(dsn=…)") if dsn is not None else None
         self._lock = threading.Lock()

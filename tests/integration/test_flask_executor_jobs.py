@@ -162,7 +162,8 @@ def test_stored_futures_are_found_by_another_process(scene, served):
 def test_a_key_is_taken_once(scene, monkeypatch):
     """Two processes that see the same future done and pop it: one gets it. A key that was given anew in between is the new job's."""
     stored: Any = executor.futures
-    first, second = executor.submit_stored("report", futures_app.add, 1), executor.submit(futures_app.add, 2)
+    first: Any = executor.submit_stored("report", futures_app.add, 1)
+    second: Any = executor.submit(futures_app.add, 2)
     future_of = stored.future_of
 
     def interrupted(*between):
