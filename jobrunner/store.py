@@ -238,7 +238,10 @@ class Store:
         return lost, expired
 
     def rescue(self) -> tuple[list[LostWorker], int]:
-        """Give back the jobs of workers whose lease expired. Returns those found lost just now, and how many jobs were moved."""
+        """Give back the jobs of workers whose lease expired. Returns those found lost just now, and how many jobs were moved.
+
+        Waits for nobody: a job whose end somebody is writing at this moment is looked at with the next call.
+        """
         if not self.overdue()[0]:
             return [], 0
         with self.connection.transaction():
@@ -247,8 +250,9 @@ class Store:
                 return [], 0
             ids = {"worker_ids": [row[0] for row in looked_at]}
             lost = [LostWorker(worker_id, name) for worker_id, name, newly_lost in looked_at if newly_lost]
-            self._run("hold_lost", ids)
-            return lost, sum(self._run(name, ids).rowcount for name in ("rescue", "rescue_quarantine", "rescue_abort"))
+            count = sum(self._run(name, ids).rowcount for name in ("rescue", "rescue_quarantine", "rescue_abort"))
+            self._run("look_again", ids)
+            return lost, count
 
     def expire(self, most: int) -> int:
         """End at most `most` jobs that were not begun before they expired. Returns how many."""

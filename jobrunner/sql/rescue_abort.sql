@@ -1,11 +1,16 @@
 -- rescue_abort: running -> cancelled; the worker was lost, and somebody had asked to cancel the job.
--- Parameters: worker_ids bigint[] (from lost_workers.sql, same transaction). Run after hold_lost.sql and rescue.sql.
--- Guard: running under a lost worker, cancel asked for. Locks: none that hold_lost.sql has not
---   taken. Index: jobs_running.
-WITH done AS (
-    DELETE FROM jobrunner.jobs j
+-- Parameters: worker_ids bigint[] (from lost_workers.sql, same transaction). Run after rescue.sql.
+-- Guard: running under a lost worker, cancel asked for. Locks: the rows, SKIP LOCKED; see
+--   rescue.sql. Index: jobs_running; then jobs_pkey.
+WITH old AS MATERIALIZED (
+    SELECT j.id FROM jobrunner.jobs j
     WHERE j.state = 'running' AND j.worker_id = ANY (:'worker_ids'::bigint[])
       AND j.cancel_requested_at IS NOT NULL
+    ORDER BY j.id
+    FOR UPDATE OF j SKIP LOCKED
+), done AS (
+    DELETE FROM jobrunner.jobs j
+    WHERE j.id = ANY (ARRAY(SELECT old.id FROM old)) AND j.state || '' = 'running'
     RETURNING j.*
 ), recorded AS (
     INSERT INTO jobrunner.job_attempts (job_id, attempt, lease, worker_id, task, queue, started_at, outcome, error_type, message, exit_cause)

@@ -11,7 +11,7 @@ from tests.support.brokercalls import BROKER_CALLS
 from tests.support.rows import ALIVE, EXPIRED, LEASE, STOPPED, TASK, Scene, fenced_parameters
 
 NOT_TRANSITIONS = {
-    "any_lost", "hold", "hold_lost", "find_due", "has_succeeded", "held_jobs", "job_state", "lost_workers", "heartbeat", "register_worker", "stop_worker",
+    "any_lost", "hold", "look_again", "find_due", "has_succeeded", "held_jobs", "job_state", "lost_workers", "heartbeat", "register_worker", "stop_worker",
     "ensure_partitions", "log", "give_up_slot", "set_tasks", "left_due", "prune_workers", "prune_worker_runs", "drop_partitions", "settle_rollups",
     "prune_rollup_hours", "take_turn", "renew", "drop_consumer", "purge_dead", *BROKER_CALLS,
 }  # fmt: skip

@@ -71,15 +71,38 @@ def test_two_rescuers_do_not_wait_for_each_other(scene, sessions):
 
 @pytest.mark.parametrize("ending", ENDINGS, ids=str)
 def test_a_finish_before_a_rescue_wins(scene, sessions, ending):
-    """The rescue waits for the finish under way and then finds nothing to bring back."""
+    """The rescue goes past the job whose finish is under way, and finds nothing to bring back when it looks again."""
     job_id = scene.job(State.RUNNING, worker_id=scene.worker(EXPIRED), max_crashes=9)
-    own, rescuer = sessions(), sessions()
+    own, rescuer = sessions(), sessions.impatient()
     with own.connection.transaction():
         assert own.store.finish([report(ending, job_id)]) == []
-        rescue = rescuer.call_blocked(rescuer.store.rescue, scene)
-    assert rescue.result(PATIENCE)[1] == 0
+        assert rescuer.store.rescue()[1] == 0
+    assert rescuer.store.rescue() == ([], 0)
+    assert rescuer.store.overdue()[0] is False
     assert scene.state(job_id) is ENDED[ending]
     assert scene.row(job_id)["crash_count"] == (1 if ending is Ending.CRASH else 0)
+
+
+@pytest.mark.parametrize("facts", [{}, {"max_crashes": 1, "started_at": "=now()"}, {"cancel_requested_at": "=now()"}], ids=["back", "dead", "cancelled"])
+def test_an_end_that_stays_open_holds_up_no_rescue(scene, sessions, facts):
+    """While the end of one attempt is open in somebody's transaction, everything else of its worker goes back; once it is rolled back so does that."""
+    worker = scene.worker(EXPIRED)
+    ending, other = (scene.job(State.RUNNING, worker_id=worker, **facts) for _ in range(2))
+    own, rescuer = sessions(), sessions.impatient()
+    own.execute("BEGIN")
+    assert own.store.finish([report(None, ending)]) == []
+    lost, count = rescuer.store.rescue()
+    assert ([each.id for each in lost], count) == ([worker], 1)
+    assert (scene.state(ending), scene.state(other) is State.RUNNING) == (State.RUNNING, False)
+    assert rescuer.store.rescue() == ([], 0)
+    # However long it takes: a worker that stopped is looked at for a quarter of an hour only.
+    scene.age_worker(worker, "stopped_at = now() - interval '14 minutes'")
+    assert rescuer.store.rescue() == ([], 0)
+    scene.age_worker(worker, "stopped_at = stopped_at - interval '8 minutes'")
+    own.execute("ROLLBACK")
+    assert rescuer.store.rescue() == ([], 1)
+    assert scene.state(ending) is scene.state(other)
+    assert rescuer.store.overdue()[0] is False
 
 
 @pytest.mark.parametrize("ending", ENDINGS, ids=str)

@@ -82,7 +82,7 @@ def parameters(filled: Filled, batch: int) -> dict[str, dict[str, Any]]:
         "requeue": {"ids": [-job_id for job_id in queued["ids"]]},
         **{name: {"ids": [-job_id for job_id in queued["ids"]], "queue": "default", "task": TASK} for name in ("redrive", "purge_dead")},
         "renew": {"id": attempts[0][0], "lease": LEASE, "lease_ms": 1000}, "drop_consumer": {"worker_id": filled.lost},
-        **{name: {"worker_ids": [filled.lost]} for name in ("hold_lost", "rescue", "rescue_abort", "rescue_quarantine")},
+        **{name: {"worker_ids": [filled.lost]} for name in ("look_again", "rescue", "rescue_abort", "rescue_quarantine")},
         "hold": {"ids": array(job_id for job_id, _ in attempts), "leases": array(lease for _, lease in attempts)},
         "held_jobs": {"worker_id": filled.alive}, "job_state": {"id": -first},
         "has_succeeded": {"ids": [-job_id for job_id in queued["ids"]], "leases": [LEASE] * len(queued["ids"])},
