@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, LiteralString
 
     from jobrunner.database import Database
+    from jobrunner.places import CallersTransaction
     from jobrunner.store import Store
 
 _FIND = "SELECT key, job_id FROM jobrunner.job_references WHERE space = %(space)s AND key = ANY (%(keys)s::text[])"
@@ -28,6 +29,9 @@ _ADD = (
 _DROP = (
     "DELETE FROM jobrunner.job_references WHERE space = %(space)s AND key = %(key)s "
     "AND (%(job_id)s::bigint IS NULL OR job_id = %(job_id)s::bigint) RETURNING job_id"
+)
+_DROP_IN = (
+    "DELETE FROM jobrunner.job_references WHERE space = :space AND key = :key AND job_id = CAST(:job_id AS bigint) RETURNING job_id"
 )
 _COUNT = "SELECT count(*) FROM jobrunner.job_references WHERE space = %(space)s"
 _KEYS = "SELECT key FROM jobrunner.job_references WHERE space = %(space)s ORDER BY created_at, job_id"
@@ -133,6 +137,16 @@ class References:
                 return store.connection.execute(statement, parameters, prepare=True).fetchall()
         except pg.UndefinedTable as error:
             raise SchemaMissing(self._database.dsn.target) from error
+
+
+def drop_in(place: CallersTransaction, space: str, key: str, job_id: int) -> bool:
+    """Take the reference away from that job in the caller's transaction: after its rollback it is there as before.
+
+    Until that ends, whoever gives or drops the same reference waits. False when it is not that job's any more.
+    """
+    from jobrunner.inserting import Statement  # whoever has such a transaction has imported SQLAlchemy
+
+    return bool(place.rows(Statement.of(_DROP_IN), {"space": space, "key": key, "job_id": job_id}))
 
 
 def prune(store: Store, after_id: int, most: int) -> Walked:

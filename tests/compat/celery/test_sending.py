@@ -157,6 +157,27 @@ def test_an_id_means_one_task_at_a_time(app, run):
     assert app.AsyncResult("mine").get(timeout=PATIENCE) == 3
 
 
+@pytest.mark.parametrize("place", ["session", "connection"])
+def test_an_id_that_is_used_again_in_a_transaction_that_rolls_back_means_what_it_meant(app, run, dsn, place):
+    """The finished task keeps its id, and so its result, until the transaction of the new one has committed."""
+
+    @app.task(name="work")
+    def work(number):
+        return number
+
+    work.apply_async((1,), task_id="mine")
+    run()
+    engine = sa.create_engine(dsn.replace("postgresql://", "postgresql+psycopg://"))
+    with Session(engine) as session:
+        for commits, result in ((False, 1), (True, 3)):
+            where = {"session": session} if place == "session" else {"sql_connection": session.connection()}
+            work.apply_async((3,), task_id="mine", **where)
+            session.commit() if commits else session.rollback()
+            run()
+            assert app.AsyncResult("mine").get(timeout=PATIENCE) == result
+    engine.dispose()
+
+
 def test_a_database_that_is_away_is_an_operational_error(monkeypatch):
     """Celery's name for it, with the reason; the password is not in it."""
     app = Celery(broker="postgresql://shop:hunter2@127.0.0.1:1/nowhere")

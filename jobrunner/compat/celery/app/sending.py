@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jobrunner.compat.celery.app.base import Celery
     from jobrunner.compat.celery.app.context import Context
     from jobrunner.compat.celery.app.task import Task
+    from jobrunner.database import Database
 
 logger = logging.getLogger(__name__)
 
@@ -171,20 +172,32 @@ def _write(app: Celery, call: Call, options: dict[str, Any], stored: dict[str, A
             app.jobs.submit(native, bound._options, (), stored)  # noqa: SLF001  not `enqueue(**stored)`: an argument may be called "self"
         except DuplicateReference:
             database = app.jobs.branch_of(options["queue"]).database
-            references = References(database)
-            job_id = references.find(rows.SPACE, call.task_id)
+            job_id = References(database).find(rows.SPACE, call.task_id)
             found = None if job_id is None else rows.look(database, job_id)
             if found is not None and found.finished_at is None:
                 raise
             # The id of a task that has finished is used again: from now on it means the new one. Not that of a third one, which somebody
             # else may have sent since: that is refused below.
             if job_id is not None:
-                references.drop(rows.SPACE, call.task_id, job_id)
+                _free(database, options, call.task_id, job_id)
             app.jobs.submit(native, bound._options, (), stored)  # noqa: SLF001
     except rows.UNANSWERED as error:
         raise OperationalError(str(error)) from error
     except InvalidPayload as error:
         raise EncodeError(str(error)) from error
+
+
+def _free(database: Database, options: Mapping[str, Any], task_id: str, job_id: int) -> None:
+    """Take an id away from a task that has finished, in the transaction of the call: should that roll back, it means what it meant."""
+    from jobrunner import places
+    from jobrunner.compat.celery import rows
+    from jobrunner.references import References, drop_in
+
+    session, connection = options.get("session"), options.get("connection")
+    if session is None and connection is None:
+        References(database).drop(rows.SPACE, task_id, job_id)
+    else:
+        drop_in(places.in_session(session) if connection is None else places.on_connection(connection), rows.SPACE, task_id, job_id)
 
 
 def _when(app: Celery, routed: Mapping[str, Any]) -> dict[str, Any]:
