@@ -12,7 +12,7 @@ import logging
 import threading
 import weakref
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 
@@ -21,11 +21,12 @@ from jobrunner.claimer import Claimer, Room
 from jobrunner.envelopes import Facts, Message, Receipt
 from jobrunner.errors import DatabaseUnreachable, LeaseLost
 from jobrunner.hearing import ear_of
+from jobrunner.holding import ALWAYS, Holds
 from jobrunner.jobs import Ending, Leaving, Unsuccessful, WorkerCounts, WorkerSight
 from jobrunner.messagestore import EXPIRED_AT_ONCE
 from jobrunner.pulling import consumer_facts
 from jobrunner.settings import MESSAGE_TASK
-from jobrunner.settling import apart, finish_at_once, outcome_of, settle_elsewhere
+from jobrunner.settling import give_back, hint_of, outcome_of, settle_elsewhere
 from jobrunner.transient import is_transient
 
 if TYPE_CHECKING:
@@ -64,11 +65,6 @@ class Home(Protocol):
         """Tell others that the queue has something to do."""
 
 
-class _Hold(NamedTuple):
-    message: Message
-    until: float  # `clock.monotonic()`
-
-
 class Consumer:
     """Takes and holds messages of one queue for this process. Thread-safe; a forked child begins anew, with nothing held."""
 
@@ -84,7 +80,7 @@ class Consumer:
         self._worker_id = 0
         self._row_seconds = LONGEST_ROW
         self._beat_at = self._maintain_at = self._used_at = 0.0
-        self._held: dict[tuple[int, int], _Hold] = {}
+        self._held = Holds()
         self._waiting = 0
         self._called = False  # whether there may be something new
         self._in_doubt = False  # whether a claim may have committed whose answer never came
@@ -162,9 +158,7 @@ class Consumer:
         if not messages:
             return []
         with self._state:
-            until = float("inf") if lease is None else sent + lease
-            for message in messages:
-                self._held[message.receipt] = _Hold(message, until)
+            self._held.add(messages, ALWAYS if lease is None else sent + lease)
             self._counts = self._counts._replace(claimed=self._counts.claimed + len(jobs))
             self._state.notify_all()
         return messages
@@ -233,7 +227,7 @@ class Consumer:
     ) -> None:
         """Write how the delivery of a message ended, fenced by its lease. Raises LeaseLost."""
         outcome = outcome_of(message.receipt, ending, delay=delay, reason=reason)
-        if settle_elsewhere(outcome, place):
+        if settle_elsewhere(outcome, place, hint_of(self._home, message)):
             self._look_later(message)
             return
         with self._database_store() as store:
@@ -247,18 +241,21 @@ class Consumer:
     def _look_later(self, message: Message) -> None:
         """It is held until its lease is over, and not for ever: should that transaction roll back, it must come again."""
         with self._state:
-            hold = self._held.get(message.receipt)
-            if hold is not None and hold.until == float("inf"):
-                self._held[message.receipt] = _Hold(message, clock.monotonic() + ELSEWHERE)
-                self._state.notify_all()
+            self._held.bound(message.receipt, clock.monotonic() + ELSEWHERE)
+            self._state.notify_all()
 
     def extend(self, message: Message, seconds: float) -> None:
         """Hold a message for so many seconds from now. Raises LeaseLost."""
         with self._state:
-            if message.receipt not in self._held:
+            if not self._held.extend(message.receipt, clock.monotonic() + seconds):
                 raise LeaseLost(*message.receipt)
-            self._held[message.receipt] = _Hold(message, clock.monotonic() + seconds)
             self._state.notify_all()
+
+    def holds(self, receipt: tuple[int, int]) -> Message | None:
+        """The message of that receipt, if this process holds it."""
+        with self._state:
+            hold = self._held.get(receipt)
+        return None if hold is None else hold.message
 
     def _forget(self, receipt: tuple[int, int], ending: Ending | None) -> None:
         with self._state:
@@ -287,15 +284,14 @@ class Consumer:
                 if not self._closing and min(times) > now:
                     self._state.wait(min(times) - now)
                 now = clock.monotonic()
-                over = [hold.message for hold in self._held.values() if hold.until <= now]
                 idle = not self._held and not self._waiting and now - self._used_at >= IDLE
                 if self._closing:
                     return
             try:
-                self._tend(over, now, idle=idle)
+                self._tend(now, idle=idle)
             except (psycopg.Error, DatabaseUnreachable, OSError) as error:
                 if isinstance(error, psycopg.Error) and not is_transient(error):
-                    logger.exception("the lease of messages cannot be renewed")
+                    logger.exception("messages cannot be given back, or their lease not renewed")
                 with self._state:
                     self._beat_at = clock.monotonic() + min(RETRY, self._row_seconds / BEATS)
                     if not self._closing:
@@ -305,53 +301,45 @@ class Consumer:
                     self._thread = None
                     return
 
-    def _tend(self, over: Sequence[Message], now: float, *, idle: bool) -> None:
+    def _tend(self, now: float, *, idle: bool) -> None:
+        # The lease first: a message that cannot be given back must not cost the others theirs.
+        if idle or now >= self._beat_at:
+            with self._taking, self._database_store() as store:
+                if not idle:
+                    self._beat(store)
+                    self._reconcile(store)
+                elif not self._held and not self._waiting:
+                    store.stop_worker(self._worker_id, Leaving("done"), self._counts)
+                    self._worker_id, self._row_seconds = 0, LONGEST_ROW
+        with self._state:
+            over = self._held.take_over(now, clock.monotonic() + RETRY)
         if over:
-            with self._database_store() as store:
-                self._give_back(store, over)
-        if not idle and now < self._beat_at:
-            return
-        with self._taking, self._database_store() as store:
-            if not idle:
-                self._reconcile(store)
-                self._beat(store)
-            elif not self._held and not self._waiting:
-                store.stop_worker(self._worker_id, Leaving("done"), self._counts)
-                self._worker_id, self._row_seconds = 0, LONGEST_ROW
+            self._give_back(over)
 
     def _beat(self, store: MessageStore) -> None:
         lease = timedelta(seconds=self._row_seconds)
         if self._worker_id and not store.heartbeat(self._worker_id, lease, WorkerSight(), self._counts):
             with self._state:
-                lost, self._held = self._held, {}
+                lost = self._held.empty()
                 self._worker_id = 0
-            for hold in lost.values():
-                hold.message.lose()
+            for message in lost:
+                message.lose()
             logger.warning("lease lost: messages go to others", extra={"queue": self._queue, "messages": len(lost)})
         self._beat_at = clock.monotonic() + self._row_seconds / BEATS
 
-    def _give_back(self, store: MessageStore, messages: Sequence[Message]) -> None:
-        for some in apart(messages):
-            self._give_back_some(store, some)
-
-    def _give_back_some(self, store: MessageStore, messages: Sequence[Message]) -> None:
+    def _give_back(self, messages: Sequence[Message]) -> None:
         said = "its lease was over: the consumer neither acknowledged nor extended it in time"
-        try:
-            refused = finish_at_once(store, [outcome_of(each.receipt, Ending.RETRY, delay=0, reason=said) for each in messages])
-        except psycopg.errors.LockNotAvailable:  # acknowledged in a transaction that is open still
-            with self._state:
-                later = clock.monotonic() + RETRY
-                self._held.update({message.receipt: _Hold(message, later) for message in messages if message.receipt in self._held})
-            return
-        gone = {(outcome.id, outcome.lease) for outcome in refused}
-        done = [each for each in messages if each.settled is not None and each.receipt in gone]  # by a transaction that has committed
-        for message in messages:
+        with self._database_store() as store:
+            over, gone = give_back(store, messages, said)
+        done = [each for each in over if each.settled is not None and each.receipt in gone]  # by a transaction that has committed
+        for message in over:
             message.lose()
             self._forget(message.receipt, None if message in done else Ending.RETRY)
-        if count := len(messages) - len(done):
+        if count := len(over) - len(done):
             logger.warning("messages were held for longer than their lease", extra={"queue": self._queue, "messages": count})
-        self.call()
-        self._home.wake(self._queue)
+        if over:
+            self.call()
+            self._home.wake(self._queue)
 
     # -- the end
 
@@ -360,19 +348,16 @@ class Consumer:
         with self._state:
             self._closing = True
             self._state.notify_all()
-            held = [hold.message for hold in self._held.values()]
-            self._held.clear()
+            held = self._held.empty()
             thread, worker_id, self._thread, self._worker_id = self._thread, self._worker_id, None, 0
         if thread is not None and thread is not threading.current_thread():
             thread.join(RETRY)
         if not worker_id:
             return
-        said = "the consumer ended without a word about it"
         try:
             with self._database_store() as store:
-                for some in apart(held):
-                    with contextlib.suppress(psycopg.errors.LockNotAvailable):
-                        finish_at_once(store, [outcome_of(each.receipt, Ending.RETRY, delay=0, reason=said) for each in some])
+                if held:
+                    give_back(store, held, "the consumer ended without a word about it")
                 store.stop_worker(worker_id, Leaving("done"), self._counts)
         except (psycopg.Error, DatabaseUnreachable, OSError) as error:
             logger.warning("messages not given back: they go to others when their lease is over", extra={"error": type(error).__name__})

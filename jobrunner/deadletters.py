@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.database import Database
+    from jobrunner.envelopes import Message, Receipt
 
 SHOWN, MOST_SHOWN = 100, 1000  # dead letters of one list
 AT_ONCE = 500  # that one statement changes
@@ -40,12 +41,23 @@ class Queue(Protocol):
     def home(self) -> Home:
         """Where they are."""
 
+    def dead_letter(self, message: str | Receipt | Message, reason: str) -> None:
+        """Make one of a message that was given to somebody."""
+
 
 class DeadLetters:
-    """The dead letters of one message queue; `queue.dead`."""
+    """The dead letters of one message queue: `queue.dead`. Called, it makes one of a message: `queue.dead(message, "reason")`."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
+
+    def __call__(self, message: str | Receipt | Message, reason: str) -> None:
+        """That message, given here or by its receipt, cannot be handled; `MessageQueue.dead_letter` under the name of the other verbs.
+
+        Raises:
+            LeaseLost, IllegalTransition, ConfigurationError: as `MessageQueue.ack`.
+        """
+        self._queue.dead_letter(message, reason)
 
     def list(self, limit: int = SHOWN, *, before: DeadLetter | None = None) -> Sequence[DeadLetter]:
         """The newest, at most `limit` (1 to 1,000); with `before` those that died before that one.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from jobrunner.errors import ConfigurationError, IllegalTransition, LeaseLost
 from jobrunner.filters import MAX_ID
+from jobrunner.holding import lease_seconds
 from jobrunner.jobs import Ending
 
 if TYPE_CHECKING:
@@ -163,14 +164,15 @@ class Message:
             else:
                 self._settle("nack", Ending.RELEASE)
 
-    def extend(self, seconds: float) -> None:
-        """Hold it for so many seconds from now on.
+    def extend(self, seconds: float | timedelta) -> None:
+        """Hold it for so long from now on, seconds or timedelta, 1 s to 12 h; less than was left makes the lease shorter, but for a pull's.
 
         Raises:
             LeaseLost, IllegalTransition: as for `ack`.
+            ConfigurationError: the time is out of range.
         """
         self._refuse_settled("extend")
-        self._by.extend(self, seconds)
+        self._by.extend(self, lease_seconds(seconds))
 
     def lose(self) -> None:
         """Its lease is over. For whoever gave it."""

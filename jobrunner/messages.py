@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from contextlib import suppress
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from jobrunner import messagestore
@@ -18,6 +17,7 @@ from jobrunner.consuming import Consumer
 from jobrunner.deadletters import DeadLetters
 from jobrunner.envelopes import Contents, Message, Receipt, Waiting
 from jobrunner.errors import ConfigurationError, LeaseLost
+from jobrunner.holding import lease_seconds, seconds_of
 from jobrunner.jobs import Ending
 from jobrunner.payload import Parameters
 from jobrunner.policies import DEFAULT_SESSION, Policy
@@ -27,6 +27,7 @@ from jobrunner.tasks import Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import timedelta
 
     from jobrunner.consuming import Home
     from jobrunner.database import Database
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 LEASE = 30.0  # seconds that a message is held unless the consumer says otherwise
 WAIT = 20.0  # seconds that `get` waits unless told otherwise: a loop around it must not hammer the database
-SHORTEST, LONGEST = 1.0, 43_200.0  # seconds of a lease: below, a busy machine loses it; above 12 hours, ask for None
-HOUR = 3600.0  # seconds
 MAX_DELIVERIES = 5
 PURGED_AT_ONCE = 1000  # messages that one statement cancels
 _QUEUED = "SELECT id FROM jobrunner.jobs WHERE queue = %s AND task = %s AND state = 'queued' ORDER BY priority, run_at, id LIMIT %s"
@@ -201,7 +200,7 @@ class MessageQueue:
 
     def get_many(self, most: int, *, lease: float | timedelta | None = LEASE, wait: float | timedelta = WAIT) -> list[Message]:
         """At most `most` messages, 1 to 1,000, as soon as there is one, each held as by `get`; of each ordering key at most one."""
-        return self._consumer().take(_count(most, MAX_BATCH), _lease(lease), _seconds("wait", wait))
+        return self._consumer().take(_count(most, MAX_BATCH), _lease(lease), seconds_of("wait", wait))
 
     def consume(
         self, *, lease: float | timedelta | None = LEASE, batch: int = 1, idle: float | timedelta | None = None
@@ -216,7 +215,7 @@ class MessageQueue:
             batch: how many are taken at once.
             idle: ends when no message came for so long; None: never.
         """
-        most, seconds = _count(batch, MAX_BATCH), math.inf if idle is None else _seconds("idle", idle)
+        most, seconds = _count(batch, MAX_BATCH), math.inf if idle is None else seconds_of("idle", idle)
         held = _lease(lease)
         taken: list[Message] = []
         try:
@@ -245,34 +244,69 @@ class MessageQueue:
 
         They share one lease that nobody renews by himself: `extend` on one of them makes it longer for all. Does not wait.
         """
-        seconds = _lease(lease)
-        if seconds is None:
+        if lease is None:
             raise ConfigurationError("pull(lease=None): nobody would know when it is over", hint="1 s to 12 h, and extend(…)")
-        return self._pulls().give(_count(most, MAX_BATCH), seconds)
+        return self._pulls().give(_count(most, MAX_BATCH), lease_seconds(lease))
 
-    def ack(self, receipt: str | Receipt) -> None:
-        """Acknowledge a message that was given elsewhere, by its receipt.
+    def ack(self, message: str | Receipt | Message) -> None:
+        """Acknowledge a message: one of this queue that was given here, or, by its receipt, one that was given anywhere.
 
         Raises:
             LeaseLost: its lease is over, or it was settled before.
-            ConfigurationError: it is no receipt.
+            IllegalTransition: given a message, not a receipt: it is settled already.
+            ConfigurationError: it is no receipt, or a message of another queue.
         """
-        self._settle(receipt, None)
+        if isinstance(message, Message):
+            self._own(message).ack()
+        else:
+            self._settle(message, None)
 
-    def nack(self, receipt: str | Receipt, *, delay: float | timedelta | None = None, reason: str = "") -> None:
+    def nack(self, message: str | Receipt | Message, *, delay: float | timedelta | None = None, reason: str = "") -> None:
         """Give such a message back; as `Message.nack`. Raises as `ack`."""
-        self._settle(receipt, Ending.RETRY, delay=delay, reason=reason or "given back by its consumer")
+        if isinstance(message, Message):
+            self._own(message).nack(delay=delay, reason=reason)
+        else:
+            self._settle(message, Ending.RETRY, delay=delay, reason=reason or "given back by its consumer")
 
-    def dead_letter(self, receipt: str | Receipt, reason: str) -> None:
-        """Such a message cannot be handled; as `Message.dead`. Raises as `ack`."""
-        self._settle(receipt, Ending.FAIL, reason=reason)
+    def dead_letter(self, message: str | Receipt | Message, reason: str) -> None:
+        """Such a message cannot be handled; as `Message.dead`. `queue.dead(message, reason)` is the same. Raises as `ack`."""
+        if isinstance(message, Message):
+            self._own(message).dead(reason)
+        else:
+            self._settle(message, Ending.FAIL, reason=reason)
 
-    def extend(self, receipt: str | Receipt, seconds: float | timedelta) -> None:
-        """Hold such a message, and all of the same pull, for so long from now on, at least. Raises as `ack`."""
-        self._pulls().extend(_receipt(receipt), _lease(seconds) or LEASE)
+    def extend(self, message: str | Receipt | Message, seconds: float | timedelta) -> None:
+        """Hold such a message for so long from now on: 1 s to 12 h. What was pulled with it is held as long at least.
 
-    def _settle(self, receipt: str | Receipt, ending: Ending | None, *, delay: float | timedelta | None = None, reason: str = "") -> None:
-        self._pulls().settle(_receipt(receipt), ending, delay=delay, reason=reason, place={})
+        Raises:
+            LeaseLost, ConfigurationError: as `ack`; or the time is out of range.
+            IllegalTransition: another process took it and renews its lease by itself: only there it can be held for longer.
+        """
+        if isinstance(message, Message):
+            self._own(message).extend(seconds)
+            return
+        receipt, length = _receipt(message), lease_seconds(seconds)
+        consumer = self._application.consumers.get(self.name)
+        held = consumer.holds(receipt) if consumer is not None else None
+        if consumer is not None and held is not None:
+            consumer.extend(held, length)
+        else:
+            self._pulls().extend(receipt, length)
+
+    def _settle(self, given: str | Receipt, ending: Ending | None, *, delay: float | timedelta | None = None, reason: str = "") -> None:
+        receipt = _receipt(given)
+        consumer = self._application.consumers.get(self.name)
+        held = consumer.holds(receipt) if consumer is not None else None
+        if consumer is not None and held is not None:  # or it would go on keeping the lease of what it has no more
+            consumer.settle(held, ending, delay=delay, reason=reason, place={})
+            held.lose()
+        else:
+            self._pulls().settle(receipt, ending, delay=delay, reason=reason, place={})
+
+    def _own(self, message: Message) -> Message:
+        if message.queue != self.name:
+            raise ConfigurationError(f"{message!r} is no message of queue {self.name!r}")
+        return message
 
     def _pulls(self) -> Pulls:
         return Pulls(self.home(), self.name)
@@ -328,17 +362,4 @@ def _count(value: Any, most: int) -> int:
 
 
 def _lease(value: float | timedelta | None) -> float | None:
-    if value is None:
-        return None
-    seconds = _seconds("lease", value)
-    if not SHORTEST <= seconds <= LONGEST:
-        hint = "None holds it as long as this process lives"
-        raise ConfigurationError(f"lease={value!r}: expected {SHORTEST:g} s to {LONGEST / HOUR:g} h", hint=hint)
-    return seconds
-
-
-def _seconds(name: str, value: Any) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or math.isnan(seconds) or seconds < 0:
-        raise ConfigurationError(f"{name}={value!r}: expected seconds or a timedelta, not negative")
-    return float(seconds)
+    return None if value is None else lease_seconds(value, "None holds it as long as this process lives")

@@ -24,8 +24,18 @@ _FACTS = (
 )
 # Of this queue and a message: anybody can make up a receipt, and with it nobody may end a job that a worker runs.
 _HOLDER = (
-    "/* jobrunner:message_holder */ SELECT worker_id FROM jobrunner.jobs "
-    "WHERE id = %s AND lease = %s AND state || '' = 'running' AND queue || '' = %s AND task || '' = %s"
+    "/* jobrunner:message_holder */ SELECT w.id, starts_with(w.name, 'pull via ') "
+    "FROM jobrunner.jobs j JOIN jobrunner.workers w ON w.id = j.worker_id "
+    "WHERE j.id = %s AND j.lease = %s AND j.state || '' = 'running' AND j.queue || '' = %s AND j.task || '' = %s"
+)
+# In the order of ids, as every bulk change locks (ADR 0018), but for those that somebody else has.
+_FREE = (
+    "/* jobrunner:message_free */ SELECT id FROM jobrunner.jobs WHERE id = ANY (ARRAY(SELECT unnest(%s::bigint[]))) "
+    "ORDER BY id FOR UPDATE SKIP LOCKED"
+)
+_HELD = (
+    "/* jobrunner:message_held */ SELECT id, lease FROM jobrunner.jobs WHERE id = ANY (ARRAY(SELECT unnest(%s::bigint[]))) "
+    "AND state || '' = 'running'"
 )
 _SIZE = "/* jobrunner:message_count */ SELECT count(*) FROM jobrunner.jobs WHERE queue = %s AND task = %s AND state = 'queued'"
 _WAITING = (
@@ -66,16 +76,23 @@ class MessageStore(Store):
         """Cancel those that wait. Returns their ids."""
         return [row[0] for row in self._run("cancel", {"ids": list(ids)}).fetchall()]
 
+    def free(self, ids: Sequence[int]) -> set[int]:
+        """Lock, until the transaction ends, those of these jobs that are live and that nobody else has locked. Returns their ids."""
+        return {row[0] for row in self.connection.execute(_FREE, (list(ids),)).fetchall()}
+
     # -- reading
+
+    def held(self, ids: Sequence[int]) -> set[tuple[int, int]]:
+        """Which of these run, by id and lease, as far as it is committed."""
+        return {(row[0], row[1]) for row in self.connection.execute(_HELD, (list(ids),)).fetchall()}
 
     def facts(self, ids: Sequence[int]) -> dict[int, tuple[Any, ...]]:
         """When each message was put, its priority and when it expires."""
         return {row[0]: tuple(row[1:]) for row in self.connection.execute(_FACTS, (list(ids),), prepare=True).fetchall()}
 
-    def holder(self, queue: str, receipt: Receipt) -> int | None:
-        """Under which row a message of that queue is held; None when none is held under that lease."""
-        row = self.connection.execute(_HOLDER, (receipt.id, receipt.lease, queue, MESSAGE_TASK)).fetchone()
-        return None if row is None else row[0]
+    def holder(self, queue: str, receipt: Receipt) -> tuple[int, bool] | None:
+        """Under which row a message of that queue is held, and whether that is a pull's; None when none is held under that lease."""
+        return self.connection.execute(_HOLDER, (receipt.id, receipt.lease, queue, MESSAGE_TASK)).fetchone()
 
     def size(self, queue: str) -> int:
         """How many messages of a queue wait."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner.claimer import Claimer, Room
 from jobrunner.envelopes import Facts, Message, Receipt
-from jobrunner.errors import LeaseLost
+from jobrunner.errors import IllegalTransition, LeaseLost
 from jobrunner.messagestore import EXPIRED_AT_ONCE, MessageStore
 from jobrunner.settings import MESSAGE_TASK
-from jobrunner.settling import outcome_of, settle_elsewhere
+from jobrunner.settling import hint_of, outcome_of, settle_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,6 +35,10 @@ class Home(Protocol):
     @property
     def database(self) -> Database:
         """Its pool of connections."""
+
+    @property
+    def wakeups(self) -> bool:
+        """Whether hints are sent."""
 
     def wake(self, queue: str) -> None:
         """Tell consumers that there is something."""
@@ -72,20 +76,29 @@ class Pulls:
         """Write how a delivery ended; the row goes when nothing is held under it any more. Raises LeaseLost."""
         receipt = message if isinstance(message, Receipt) else message.receipt
         outcome = outcome_of(receipt, ending, delay=delay, reason=reason)
-        if settle_elsewhere(outcome, place):
+        if settle_elsewhere(outcome, place, None if isinstance(message, Receipt) else hint_of(self._home, message)):
             return
         with self._store() as store:
             holder = store.holder(self._queue, receipt)
             if holder is None or store.finish([outcome]):
                 raise LeaseLost(*receipt)
-            store.drop_consumer(holder)
+            store.drop_consumer(holder[0])
         self._home.wake(self._queue)  # the next one of its ordering key may go
 
     def extend(self, message: Message | Receipt, seconds: float) -> None:
-        """Hold it, and what was pulled with it, for so long from now on, at least. Raises LeaseLost."""
+        """Hold it, and what was pulled with it, for so long from now on, at least.
+
+        Raises:
+            LeaseLost: it is not held under that receipt.
+            IllegalTransition: it was not pulled: the process that took it keeps its lease by itself.
+        """
         receipt = message if isinstance(message, Receipt) else message.receipt
         with self._store() as store:
-            if store.holder(self._queue, receipt) is None or not store.renew(receipt, seconds):
+            holder = store.holder(self._queue, receipt)
+            if holder is not None and not holder[1]:
+                hint = "message.extend(…) in the process that took it, or lease=None there"
+                raise IllegalTransition(receipt.id, "held by a process that renews its lease by itself", "extend", hint=hint)
+            if holder is None or not store.renew(receipt, seconds):
                 raise LeaseLost(*receipt)
 
     @contextmanager

@@ -6,23 +6,39 @@ It must not know who holds the message.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner import clock, places
+from jobrunner.envelopes import Receipt
 from jobrunner.errors import ConfigurationError, LeaseLost
 from jobrunner.jobs import Ending, Outcome, Succeeded, Unsuccessful
 from jobrunner.store import Store
 from jobrunner.texts import cut, redacted, storable
+from jobrunner.wakeups import waker_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jobrunner.envelopes import Message, Receipt
+    from jobrunner.commits import Hint
+    from jobrunner.database import Database
+    from jobrunner.envelopes import Message
+    from jobrunner.messagestore import MessageStore
 
 MAX_REASON = 2_000  # characters of what a consumer says
 NACKED, DEAD = "jobrunner.messages.Nack", "jobrunner.messages.Dead"  # error types of the record
 MOST_DELAY = timedelta(days=36_500)
-LOCK_TIMEOUT = "200ms"  # that giving back waits for a message whose acknowledgement somebody has not committed yet
+
+
+class Home(Protocol):
+    """The database of a queue."""
+
+    @property
+    def database(self) -> Database:
+        """Its pool of connections."""
+
+    @property
+    def wakeups(self) -> bool:
+        """Whether hints are sent."""
 
 
 def outcome_of(receipt: Receipt, ending: Ending | None, *, delay: timedelta | float | None = None, reason: str = "") -> Outcome:
@@ -37,8 +53,13 @@ def outcome_of(receipt: Receipt, ending: Ending | None, *, delay: timedelta | fl
     )
 
 
-def settle_elsewhere(outcome: Outcome, place: Mapping[str, Any]) -> bool:
-    """Write the outcome in the transaction of a session or connection, if one is given.
+def hint_of(home: Home, message: Message) -> Hint | None:
+    """What to send once the end of a message has committed in somebody's transaction: the next one of its ordering key may go."""
+    return (waker_of(home.database.dsn), message.queue) if message.key is not None and home.wakeups else None
+
+
+def settle_elsewhere(outcome: Outcome, place: Mapping[str, Any], hint: Hint | None) -> bool:
+    """Write the outcome in the transaction of a session or connection, if one is given. The hint goes out after its commit.
 
     Raises:
         LeaseLost: the delivery has been superseded.
@@ -56,25 +77,25 @@ def settle_elsewhere(outcome: Outcome, place: Mapping[str, Any]) -> bool:
     with where.together() as driver:
         if Store(driver).finish([outcome]):
             raise LeaseLost(outcome.id, outcome.lease)
+    if hint is not None:
+        where.written(0, hint)
     return True
 
 
-def finish_at_once(store: Store, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Write outcomes without waiting for whoever has locked the rows: the lease must be renewed meanwhile. Gives those that were refused.
+def give_back(store: MessageStore, messages: Sequence[Message], said: str) -> tuple[list[Message], set[Receipt]]:
+    """Give messages back at once, with the reason, and wait for nobody: the lease must be renewed meanwhile.
 
-    Raises:
-        psycopg.errors.LockNotAvailable: one of the rows is locked; nothing was written.
+    Returns:
+        Those that are not held any more, and which of their receipts had been settled, or superseded, before. A message that somebody
+        has locked, because its acknowledgement is not committed yet, is in neither: it is held still.
     """
     with store.connection.transaction():
-        store.connection.execute("SELECT set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
-        return store.finish(outcomes)
-
-
-def apart(messages: Sequence[Message]) -> list[list[Message]]:
-    """Those that were acknowledged in somebody's transaction by themselves: while it is open, nothing can be written with them."""
-    free = [message for message in messages if message.settled is None]
-    elsewhere = [message for message in messages if message.settled is not None]
-    return [some for some in (free, elsewhere) if some]
+        free = store.free([message.id for message in messages])
+        outcomes = [outcome_of(each.receipt, Ending.RETRY, delay=0, reason=said) for each in messages if each.id in free]
+        refused = {Receipt(outcome.id, outcome.lease) for outcome in store.finish(outcomes)} if outcomes else set()
+        held = store.held([message.id for message in messages if message.id not in free])
+    over = [message for message in messages if message.receipt not in held]
+    return over, refused | {message.receipt for message in over if message.id not in free}
 
 
 def _milliseconds(delay: timedelta | float | None) -> int | None:

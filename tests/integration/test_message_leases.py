@@ -1,4 +1,4 @@
-"""Who holds a message and for how long: leases, extensions, outages, forks, ends of consumers, and messages given elsewhere by receipt."""
+"""Who holds a message and for how long: leases, transactions of consumers, outages, forks and their ends."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobrunner import JobRunner, clock, consuming
-from jobrunner.envelopes import Receipt
-from jobrunner.errors import ConfigurationError, LeaseLost
-from jobrunner.states import State
-from tests.support.rows import LEASE, Scene
+from jobrunner.errors import LeaseLost
+from tests.support.rows import Scene
 from tests.support.waiting import wait_until
 
 PATIENCE = 30  # seconds until a call that should come back is given up
@@ -35,6 +33,11 @@ def queue(jobs):
     return jobs.queue("emails", backoff="constant", backoff_base=0)
 
 
+def hold_briefly(message):
+    """Its lease is over soon: sooner than `extend` lets anybody ask for."""
+    message._by.extend(message, SOON)
+
+
 def states(connection):
     return dict(connection.execute("SELECT id, state FROM jobrunner.v_jobs").fetchall())
 
@@ -43,7 +46,7 @@ def test_a_message_held_for_longer_than_its_lease_comes_again(queue, connection)
     """Neither acknowledged nor extended in time it goes to somebody else, who has it alone: the first one's word is refused."""
     number = queue.put(1)
     first = queue.get()
-    first.extend(SOON)
+    hold_briefly(first)
     second = queue.get(wait=PATIENCE)
     assert (second.id, second.attempt, second.redelivered) == (number, 2, True)
     wait_until(lambda: first.settled == "lost", timeout=PATIENCE, what="the first holder to know")
@@ -101,7 +104,7 @@ def test_acknowledging_in_the_consumers_transaction(queue, connection, commits):
         engine = sa.create_engine(queue._database.dsn.sqlalchemy_url)
         message = queue.get()
         if not commits:
-            message.extend(SOON)
+            hold_briefly(message)
         with Session(engine) as session:
             session.execute(sa.text("INSERT INTO public.sent VALUES (1)"))
             message.ack(session=session)
@@ -124,8 +127,7 @@ def test_an_open_acknowledgement_does_not_hold_up_the_lease(queue, connection):
     message = queue.get()
     with Session(engine) as session:
         message.ack(session=session)
-        (consumer,) = queue._application.consumers.values()
-        consumer.extend(message, SOON)
+        hold_briefly(message)
         renewed = "SELECT bool_and(heartbeat_at > started_at + interval '6 seconds') FROM jobrunner.workers"
         wait_until(lambda: connection.execute(renewed).fetchone() == (True,), timeout=PATIENCE, what="the row to be renewed twice")
         session.commit()
@@ -164,12 +166,89 @@ def test_an_open_acknowledgement_holds_up_no_other_message(queue):
     with Session(engine) as session:
         elsewhere.ack(session=session)
         with consumer._state:  # both at the same moment, so that they are given back together
-            until = clock.monotonic() + SOON
-            consumer._held.update({message.receipt: consuming._Hold(message, until) for message in (elsewhere, slow)})
+            consumer._held.add((elsewhere, slow), clock.monotonic() + SOON)
             consumer._state.notify_all()
         assert queue.get(wait=PATIENCE).id == slow.id
         session.commit()
     engine.dispose()
+
+
+def test_an_open_acknowledgement_holds_up_no_other_that_was_rolled_back(queue):
+    """Of two messages that were acknowledged in transactions the one that was rolled back comes again, while the other one is open still."""
+    queue.put_many(["open", "undone"])
+    engine = sa.create_engine(queue._database.dsn.sqlalchemy_url)
+    first, second = queue.get_many(2)
+    with Session(engine) as stays, Session(engine) as fails:
+        first.ack(session=stays)
+        second.ack(session=fails)
+        hold_briefly(first)
+        hold_briefly(second)
+        fails.rollback()
+        assert queue.get(wait=PATIENCE).id == second.id
+        assert first.settled == "ack"
+        stays.commit()
+    engine.dispose()
+
+
+def test_a_message_that_cannot_be_given_back_does_not_cost_the_others_their_lease(queue, connection):
+    """Whatever goes wrong with one message whose lease is over, the row of the consumer is renewed, and the others stay its own."""
+    queue.put_many(["stuck", "mine"])
+    stuck, mine = queue.get(lease=2), queue.get(lease=None)  # the row of the consumer lives for a second without a word
+    connection.execute("CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''not back''; END'")
+    try:
+        connection.execute(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON jobrunner.jobs FOR EACH ROW"
+            " WHEN (OLD.state = 'running' AND NEW.state = 'queued') EXECUTE FUNCTION public.refuse()"
+        )
+        hold_briefly(stuck)
+        renewed = "SELECT bool_and(heartbeat_at > started_at + interval '4 seconds') FROM jobrunner.workers"
+        wait_until(lambda: connection.execute(renewed).fetchone() == (True,), timeout=PATIENCE, what="the row to be renewed for a while")
+        mine.ack()
+    finally:
+        connection.execute("DROP FUNCTION public.refuse() CASCADE")
+    assert queue.get(wait=PATIENCE).id == stuck.id
+    assert stuck.settled == "lost"
+
+
+def test_a_message_that_is_being_given_back_is_not_extended(queue):
+    """Once its lease is over and it is on its way back, `extend` comes too late, and says so."""
+    queue.put(1)
+    message = queue.get()
+    (consumer,) = queue._application.consumers.values()
+    with consumer._state:
+        consumer._held.add([message], clock.monotonic())
+        assert consumer._held.take_over(clock.monotonic(), clock.monotonic() + PATIENCE) == [message]
+    with pytest.raises(LeaseLost):
+        message.extend(60)
+
+
+@pytest.mark.parametrize("place", ["session", "connection"])
+def test_the_next_of_a_key_goes_when_the_consumers_transaction_commits(queue, monkeypatch, place):
+    """A consumer that waits hears of it at that moment, and not by its next look."""
+    monkeypatch.setattr(consuming, "POLL", 10 * PATIENCE)
+    queue.put_many(["first", "second"], key="k")
+    engine = sa.create_engine(queue._database.dsn.sqlalchemy_url)
+    message = queue.get()
+    with ThreadPoolExecutor(1) as threads, Session(engine) as session:
+        waiting = threads.submit(queue.get, wait=PATIENCE)
+        (consumer,) = queue._application.consumers.values()
+        wait_until(lambda: consumer._claimer.next_at > clock.monotonic() + PATIENCE, timeout=PATIENCE, what="somebody to wait for long")
+        where = {"session": session} if place == "session" else {"connection": session.connection()}
+        message.ack(**where)
+        session.commit()
+        assert waiting.result(PATIENCE).body == "second"
+    engine.dispose()
+
+
+def test_an_acknowledgement_in_a_session_that_is_closed_is_no_job_that_was_lost(queue, caplog):
+    """Only jobs that were enqueued are missed when a session ends without commit."""
+    queue.put(1, key="k")
+    engine = sa.create_engine(queue._database.dsn.sqlalchemy_url)
+    message = queue.get()
+    with Session(engine) as session:
+        message.ack(session=session)
+    engine.dispose()
+    assert "enqueued" not in caplog.text
 
 
 def test_who_waits_gets_what_comes(queue):
@@ -198,63 +277,6 @@ def test_many_threads_share_the_messages_and_the_connections(queue, connection):
     assert (len(taken), set(taken)) == (200, ids)
     assert set(states(connection).values()) == {"succeeded"}
     assert connection.execute("SELECT count(*) FROM jobrunner.workers").fetchone() == (1,)
-
-
-def test_a_pull_is_settled_by_its_receipt(queue, connection):
-    """What was pulled is held for whoever has the receipt, in whatever process; nothing of the pull is left once it is settled."""
-    numbers = queue.put_many(["a", "b", "c"])
-    messages = queue.pull(3, lease=60)
-    assert [message.id for message in messages] == list(numbers)
-    first, second, third = (str(message.receipt) for message in messages)
-    queue.ack(first)
-    queue.nack(second, delay=0, reason="later")
-    queue.extend(third, 600)
-    assert connection.execute("SELECT count(*) FROM jobrunner.workers WHERE lease_expires_at > now() + interval '5 minutes'").fetchone() == (1,)
-    queue.dead_letter(third, "no")
-    assert states(connection) == {numbers[0]: "succeeded", numbers[1]: "retrying", numbers[2]: "failed"}
-    assert connection.execute("SELECT count(*) FROM jobrunner.workers").fetchone() == (0,)
-    for settle in (queue.ack, queue.nack, lambda receipt: queue.extend(receipt, 5)):
-        with pytest.raises(LeaseLost):
-            settle(first)
-    for nonsense in ("", "7", "0-1", "a-b", "1-99999999999999999999"):
-        with pytest.raises(ConfigurationError, match="receipt"):
-            queue.ack(nonsense)
-
-
-def test_a_receipt_is_good_for_messages_of_its_queue_only(jobs, queue, connection):
-    """A receipt can be made up: with it nobody ends or holds a job that a worker runs, nor a message of another queue."""
-    job_id = Scene(connection).job(State.RUNNING, queue="emails")
-    jobs.queue("others").put(1)
-    (message,) = jobs.queue("others").pull(lease=60)
-    for receipt in (Receipt(job_id, LEASE), message.receipt):
-        for settle in (queue.ack, queue.nack, lambda each: queue.dead_letter(each, "no"), lambda each: queue.extend(each, 7200)):
-            with pytest.raises(LeaseLost):
-                settle(receipt)
-    assert states(connection) == {job_id: "running", message.id: "running"}
-    assert connection.execute("SELECT count(*) FROM jobrunner.workers WHERE lease_expires_at > now() + interval '90 minutes'").fetchone() == (0,)
-    message.ack()
-
-
-def test_a_receipt_settles_what_a_process_holds_and_leaves_it_its_row(queue, connection):
-    """A message that a process took may be settled elsewhere by its receipt; the process goes on under the row that it has."""
-    queue.put(1)
-    message = queue.get()
-    queue.ack(str(message.receipt))
-    assert connection.execute("SELECT kind, stopped_at IS NULL FROM jobrunner.workers").fetchall() == [("consumer", True)]
-    with pytest.raises(LeaseLost):
-        message.ack()
-
-
-def test_a_pull_that_is_not_settled_comes_again(queue, connection):
-    """The lease of a pull is over when its time is; then its messages go to others, and count against their deaths."""
-    number = queue.put(1)
-    (pulled,) = queue.pull(lease=1)
-    again = queue.get(wait=PATIENCE)
-    assert again.id == number
-    with pytest.raises(LeaseLost):
-        pulled.ack()
-    assert connection.execute("SELECT crash_count FROM jobrunner.v_jobs").fetchone() == (1,)
-    again.ack()
 
 
 def test_consumers_that_die_with_a_message_make_it_dead(jobs, connection):
