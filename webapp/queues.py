@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flask import request
 
 from jobrunner.errors import ConfigurationError
+from jobrunner.inspection import count_messages, list_dead_messages
 
 from . import bodies, render, serial
 from .context import dashboard
@@ -18,12 +19,14 @@ from .problems import InvalidField
 from .routes import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from flask import Response
 
-    from jobrunner.envelopes import DeadLetter, Message
+    from jobrunner.database import Database
+    from jobrunner.envelopes import Message
+    from jobrunner.inspection import DeadMessage
     from jobrunner.messages import MessageQueue
 
 PUBLISHED = ("body", "bodies", "headers", "delay", "key", "priority", "ttl")
@@ -31,12 +34,12 @@ PULLED = ("max", "lease")
 DEFAULT_LEASE = 30  # seconds
 DEAD_SHOWN, MOST_DEAD = 50, 200
 CURSOR_BETWEEN = "~"
+MOST_DIGITS = 19  # of an id
 
 
 def api_queue(queue: str) -> Response:
     """GET: how many messages wait."""
-    found = _queue(queue)
-    return render.json_response({"queue": found.name, "waiting": found.size()})
+    return render.json_response({"queue": queue, "waiting": count_messages(database_of(queue), queue)})
 
 
 def api_publish(queue: str) -> Response:
@@ -50,11 +53,11 @@ def api_publish(queue: str) -> Response:
     options["headers"] = bodies.mapping(given, "headers") if "headers" in given else None
     target = _queue(queue)
     if "body" in given:
-        message_id = _checked(lambda: target.put(given["body"], session=None, **options))
+        message_id = checked(lambda: target.put(given["body"], session=None, **options))
         return render.json_response({"id": message_id}, 201)
     if not isinstance(given["bodies"], list):
         raise InvalidField("bodies must be an array")
-    ids = _checked(lambda: target.put_many(given["bodies"], session=None, **options))
+    ids = checked(lambda: target.put_many(given["bodies"], session=None, **options))
     return render.json_response({"ids": list(ids)}, 201)
 
 
@@ -62,14 +65,14 @@ def api_pull(queue: str) -> Response:
     """POST: at most `max` messages, held for `lease` seconds; an empty list when there is none."""
     given = _optional_body(PULLED)
     target = _queue(queue)
-    found = _checked(lambda: target.pull(given.get("max", 1), lease=given.get("lease", DEFAULT_LEASE)))
+    found = checked(lambda: target.pull(given.get("max", 1), lease=given.get("lease", DEFAULT_LEASE)))
     return render.json_response({"messages": [_message(each) for each in found]})
 
 
 def api_ack(queue: str, receipt: str) -> Response:
     """POST: a message that was pulled is done."""
     _optional_body(())
-    _checked(lambda: _queue(queue).ack(receipt))
+    checked(lambda: _queue(queue).ack(receipt))
     return render.json_response({"settled": "ack"})
 
 
@@ -77,7 +80,7 @@ def api_nack(queue: str, receipt: str) -> Response:
     """POST: give it back, to be delivered again after `delay` seconds or the backoff of its queue."""
     given = _optional_body(("delay", "reason"))
     reason = bodies.text(given, "reason") if "reason" in given else ""
-    _checked(lambda: _queue(queue).nack(receipt, delay=_number(given, "delay"), reason=reason))
+    checked(lambda: _queue(queue).nack(receipt, delay=_number(given, "delay"), reason=reason))
     return render.json_response({"settled": "nack"})
 
 
@@ -86,7 +89,7 @@ def api_dead(queue: str, receipt: str) -> Response:
     given = bodies.json_object(request)
     bodies.refuse_unknown(given, ("reason",))
     reason = bodies.text(given, "reason")
-    _checked(lambda: _queue(queue).dead_letter(receipt, reason))
+    checked(lambda: _queue(queue).dead_letter(receipt, reason))
     return render.json_response({"settled": "dead"})
 
 
@@ -97,7 +100,7 @@ def api_extend(queue: str, receipt: str) -> Response:
     seconds = _number(given, "lease")
     if seconds is None:
         raise InvalidField("lease must be a number of seconds, not missing or null")
-    _checked(lambda: _queue(queue).extend(receipt, seconds))
+    checked(lambda: _queue(queue).extend(receipt, seconds))
     return render.json_response({"lease": seconds})
 
 
@@ -110,10 +113,10 @@ def api_dead_letters(queue: str) -> Response:
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= MOST_DEAD:
         raise InvalidField(f"limit must be a whole number from 1 to {MOST_DEAD}")
     limit, cursor = int(text), request.args.get("cursor")
-    found = _queue(queue).dead.page(limit + 1, None if cursor is None else _place(cursor))
+    before = None if cursor is None else place_of(cursor)
+    found = list_dead_messages(database_of(queue), queue, before=before, limit=limit + 1)
     shown = found[:limit]
-    following = f"{serial.instant(shown[-1].died_at)}{CURSOR_BETWEEN}{shown[-1].id}" if len(found) > limit else None
-    return render.json_response({"items": [_dead_letter(each) for each in shown], "next": following})
+    return render.json_response({"items": [_dead_letter(each) for each in shown], "next": cursor_of(shown) if len(found) > limit else None})
 
 
 def api_redrive(queue: str) -> Response:
@@ -129,11 +132,21 @@ def api_purge_dead(queue: str) -> Response:
 
 
 def _queue(name: str) -> MessageQueue:
-    found: MessageQueue = _checked(lambda: dashboard().jobs.queue(name))
+    """The queue, to change something of it: for some seconds this process reads from the primary."""
+    board = dashboard()
+    found: MessageQueue = checked(lambda: board.jobs.queue(name))
+    board.reads.wrote()
     return found
 
 
-def _checked(call: Callable[[], Any]) -> Any:
+def database_of(queue: str) -> Database:
+    """Where to read of a queue: as the pages do, or in the other database that it lives in. Raises InvalidField for what is no name."""
+    board = dashboard()
+    home = checked(lambda: board.jobs.queue(queue)).home()
+    return board.reads() if home is board.jobs else home.database  # type: ignore[no-any-return]
+
+
+def checked(call: Callable[[], Any]) -> Any:
     """What is out of range is the client's mistake, not one of the set-up."""
     try:
         return call()
@@ -165,9 +178,15 @@ def _ids(given: dict[str, Any]) -> list[int] | None:
     return ids
 
 
-def _place(cursor: str) -> tuple[datetime, int]:
+def cursor_of(shown: Sequence[DeadMessage]) -> str:
+    """What leads on from the last of these."""
+    return f"{serial.instant(shown[-1].died_at)}{CURSOR_BETWEEN}{shown[-1].id}"
+
+
+def place_of(cursor: str) -> tuple[datetime, int]:
+    """The dead letter in a cursor: when it died, and its id. Raises InvalidField."""
     instant, _, last = cursor.partition(CURSOR_BETWEEN)
-    if not last.isascii() or not last.isdecimal() or not 0 < int(last[:20]) < 2**63:
+    if not last.isascii() or not last.isdecimal() or len(last) > MOST_DIGITS or not 0 < int(last) < 2**63:
         raise InvalidField("the cursor is not one that this list gave out", hint="take `next` of an answer as it is")
     return bodies.instant(instant, "cursor"), int(last)
 
@@ -188,11 +207,11 @@ def _message(found: Message) -> dict[str, Any]:
     }
 
 
-def _dead_letter(found: DeadLetter) -> dict[str, Any]:
+def _dead_letter(found: DeadMessage) -> dict[str, Any]:
     return {
         "id": found.id,
-        "body": found.body,
-        "headers": found.headers,
+        "body": serial.decoded(found.body),
+        "headers": serial.decoded(found.headers),
         "key": found.key,
         "state": found.state,
         "reason": found.reason,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from jobrunner.database import Database
-    from jobrunner.topics.groups import Group
+    from jobrunner.inspection.groups import Group
 
 _HERE = "jobrunner.cli.topics"
 ENTRIES = {

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from jobrunner.app import JobRunner
     from jobrunner.database import Database
+    from jobrunner.inspection.groups import Group
     from jobrunner.places import Place
     from jobrunner.policies import Duration
 
@@ -145,7 +146,16 @@ class Topic:
         """
         return groups.rewind(self._jobs.database, self.name, group, to, self._jobs.wake)
 
-    def groups(self) -> list[groups.Group]:
+    def resume(self, group: str) -> bool:
+        """Let a group that has stopped go on where it is: it gets the same events again. False when it was not stopped.
+
+        Raises:
+            GroupNotFound: there is no such group.
+            ConfigurationError: it is in queue mode.
+        """
+        return groups.resume(self._jobs.database, self.name, group, self._jobs.wake)
+
+    def groups(self) -> list[Group]:
         """The groups that are subscribed, and how far behind those are that read the log."""
         return [group for group in groups.groups(self._jobs.database) if group.topic == self.name]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from jobrunner.testing.drained import Drained
-    from jobrunner.topics.groups import Group
+    from jobrunner.inspection.groups import Group
 
 EFFECTS = "SELECT position FROM effects ORDER BY position, ctid"  # of the table `effects (position bigint)` that transactional handlers fill
 

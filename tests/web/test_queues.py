@@ -116,6 +116,17 @@ def test_what_makes_no_sense_is_refused(client, path, body) -> None:
     assert client.get(URL).json["waiting"] == 0
 
 
+def test_a_body_that_python_cannot_read_is_shown(client, connection) -> None:
+    """A dead letter that plain SQL wrote may hold numbers that no Python can be made of: they are text, and the list is there."""
+    connection.execute(
+        "INSERT INTO jobrunner.job_history (id, task, queue, args, priority, tags, created_at, run_at, state, lease, attempt, max_attempts, backoff, "
+        "backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes) SELECT 7, 'jobrunner.message', 'emails', "
+        "jsonb_build_object('body', (repeat('9', 5000))::numeric), 0, '{}', now(), now(), 'failed', 1, 1, 1, 'constant', '0', '0', 0, 0, 1"
+    )
+    (letter,) = client.get(f"{URL}/dead").json["items"]
+    assert letter["body"] == "9" * 5000
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "cursor=x", "cursor=2026-01-01T00:00:00Z~x", "colour=red"])
 def test_a_parameter_that_makes_no_sense_is_refused(client, query) -> None:
     """The list of dead letters takes its own cursors and numbers only."""

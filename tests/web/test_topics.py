@@ -1,4 +1,4 @@
-"""Events over HTTP: published once, and got by every group."""
+"""Topics over HTTP: events are published once, and got by every group; which groups there are, and how far."""
 
 from __future__ import annotations
 
@@ -70,6 +70,35 @@ def test_a_payload_that_json_in_postgresql_cannot_hold(client) -> None:
     """It is the arguments' problem, as for jobs; a topic that can be none is the request's."""
     problem(client.post(URL, json={"name": "a", "payload": "a\0b"}), 422, "invalid-arguments")
     problem(client.post(f"/api/v1/topics/{'x' * 101}/events", json={"name": "a"}), 422, "invalid-field")
+
+
+def test_topics_and_their_groups(client, jobs, connection, subscribed) -> None:
+    """Each topic with its last event and its groups; a group that reads the log says where it is, and what it has yet to have."""
+
+    @jobs.subscribe("orders", "stock.#", group="search", mode="log")
+    def index(batch):
+        """Never run here."""
+
+    names = ["order.paid", "stock.low", "stock.out", "order.sent"]
+    positions = client.post(URL, json={"events": [{"name": name} for name in names]}).json["positions"]
+    client.post("/api/v1/topics/unheard/events", json={"name": "a"})
+    orders, unheard = client.get("/api/v1/topics").json["items"]
+    assert (orders["topic"], orders["last_position"], unheard["topic"], unheard["groups"]) == ("orders", positions[-1], "unheard", [])
+    assert orders["last_published_at"].endswith("Z")
+    billing, search = orders["groups"]
+    assert {name: billing[name] for name in ("group", "mode", "state", "patterns", "task", "lag", "position", "stopped_at")} == {
+        "group": "billing", "mode": "queue", "state": "active", "patterns": ["order.*"], "task": "on_order", "lag": None, "position": None,
+        "stopped_at": None,
+    }  # fmt: skip
+    assert (search["group"], search["mode"], search["position"], search["lag"]) == ("search", "log", 0, {"value": 2, "exact": True})
+    connection.execute("UPDATE jobrunner.cursors SET stopped_at = now(), problem = 'ValueError: no'")
+    assert client.get("/api/v1/topics").json["items"][0]["groups"][1]["state"] == "stopped"
+    problem(client.get("/api/v1/topics?colour=red"), 422, "invalid-field")
+
+
+def test_no_topics(client) -> None:
+    """Nothing is there until somebody publishes or subscribes."""
+    assert client.get("/api/v1/topics").json == {"items": []}
 
 
 @pytest.mark.parametrize(("role", "status"), [("read", 403), ("operate", 201)])
