@@ -210,6 +210,25 @@ def test_a_message_that_cannot_be_given_back_does_not_cost_the_others_their_leas
     assert stuck.settled == "lost"
 
 
+def test_a_pool_without_a_free_connection_does_not_end_the_consumer(dsn):
+    """While the application has all connections the lease may be lost; when it has given them back the consumer begins anew."""
+    jobs = JobRunner(dsn=dsn, pool_size=1)
+    queue = jobs.queue("emails", backoff="constant", backoff_base=0)
+    number = queue.put(1)
+    assert queue.get(lease=2).id == number  # so that the row lives for a second without a word
+    (consumer,) = jobs.consumers.values()
+    ready, pool = jobs.database.ready, jobs.database.engine.pool
+    taken = [ready.take() for _ in range(2)]  # as many as there may be
+    pool._timeout = 0.05
+    before = consumer._beat_at
+    wait_until(lambda: consumer._beat_at > before + 1, timeout=PATIENCE, what="the thread to have failed for longer than the lease")
+    pool._timeout = PATIENCE
+    for each in taken:
+        ready.give(each)
+    assert queue.get(wait=PATIENCE).id == number
+    jobs.close()
+
+
 def test_a_message_that_is_being_given_back_is_not_extended(queue):
     """Once its lease is over and it is on its way back, `extend` comes too late, and says so."""
     queue.put(1)

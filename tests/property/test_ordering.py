@@ -133,6 +133,14 @@ class Machine(RuleBasedStateMachine):
             self.store.requeue(job_id)
             self.jobs[job_id].state, self.jobs[job_id].due = State.QUEUED, True
 
+    @precondition(lambda self: self.jobs)
+    @rule()
+    def redrive_all(self) -> None:
+        dead = sorted(job_id for job_id, job in self.jobs.items() if job.state in (State.FAILED, State.QUARANTINED))
+        assert sorted(self.scene.run("redrive", {"queue": "default", "task": TASK, "ids": dead})) == dead
+        for job_id in dead:
+            self.jobs[job_id].state, self.jobs[job_id].due = State.QUEUED, True
+
     @rule(who=st.integers(0, 1))
     def worker_is_lost(self, who: int) -> None:
         worker = self.workers[who]
