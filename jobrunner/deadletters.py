@@ -41,7 +41,7 @@ class Queue(Protocol):
     def home(self) -> Home:
         """Where they are."""
 
-    def dead_letter(self, message: str | Receipt | Message, reason: str) -> None:
+    def dead_letter(self, receipt: str | Receipt | Message, reason: str) -> None:
         """Make one of a message that was given to somebody."""
 
 
@@ -51,13 +51,13 @@ class DeadLetters:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
 
-    def __call__(self, message: str | Receipt | Message, reason: str) -> None:
-        """That message, given here or by its receipt, cannot be handled; `MessageQueue.dead_letter` under the name of the other verbs.
+    def __call__(self, receipt: str | Receipt | Message, reason: str) -> None:
+        """A message, or the one of that receipt, cannot be handled; `MessageQueue.dead_letter` under the name of the other verbs.
 
         Raises:
             LeaseLost, IllegalTransition, ConfigurationError: as `MessageQueue.ack`.
         """
-        self._queue.dead_letter(message, reason)
+        self._queue.dead_letter(receipt, reason)
 
     def list(self, limit: int = SHOWN, *, before: DeadLetter | None = None) -> Sequence[DeadLetter]:
         """The newest, at most `limit` (1 to 1,000); with `before` those that died before that one.

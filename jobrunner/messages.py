@@ -248,7 +248,7 @@ class MessageQueue:
             raise ConfigurationError("pull(lease=None): nobody would know when it is over", hint="1 s to 12 h, and extend(…)")
         return self._pulls().give(_count(most, MAX_BATCH), lease_seconds(lease))
 
-    def ack(self, message: str | Receipt | Message) -> None:
+    def ack(self, receipt: str | Receipt | Message) -> None:
         """Acknowledge a message: one of this queue that was given here, or, by its receipt, one that was given anywhere.
 
         Raises:
@@ -256,42 +256,42 @@ class MessageQueue:
             IllegalTransition: given a message, not a receipt: it is settled already.
             ConfigurationError: it is no receipt, or a message of another queue.
         """
-        if isinstance(message, Message):
-            self._own(message).ack()
+        if isinstance(receipt, Message):
+            self._own(receipt).ack()
         else:
-            self._settle(message, None)
+            self._settle(receipt, None)
 
-    def nack(self, message: str | Receipt | Message, *, delay: float | timedelta | None = None, reason: str = "") -> None:
+    def nack(self, receipt: str | Receipt | Message, *, delay: float | timedelta | None = None, reason: str = "") -> None:
         """Give such a message back; as `Message.nack`. Raises as `ack`."""
-        if isinstance(message, Message):
-            self._own(message).nack(delay=delay, reason=reason)
+        if isinstance(receipt, Message):
+            self._own(receipt).nack(delay=delay, reason=reason)
         else:
-            self._settle(message, Ending.RETRY, delay=delay, reason=reason or "given back by its consumer")
+            self._settle(receipt, Ending.RETRY, delay=delay, reason=reason or "given back by its consumer")
 
-    def dead_letter(self, message: str | Receipt | Message, reason: str) -> None:
+    def dead_letter(self, receipt: str | Receipt | Message, reason: str) -> None:
         """Such a message cannot be handled; as `Message.dead`. `queue.dead(message, reason)` is the same. Raises as `ack`."""
-        if isinstance(message, Message):
-            self._own(message).dead(reason)
+        if isinstance(receipt, Message):
+            self._own(receipt).dead(reason)
         else:
-            self._settle(message, Ending.FAIL, reason=reason)
+            self._settle(receipt, Ending.FAIL, reason=reason)
 
-    def extend(self, message: str | Receipt | Message, seconds: float | timedelta) -> None:
+    def extend(self, receipt: str | Receipt | Message, seconds: float | timedelta) -> None:
         """Hold such a message for so long from now on: 1 s to 12 h. What was pulled with it is held as long at least.
 
         Raises:
             LeaseLost, ConfigurationError: as `ack`; or the time is out of range.
             IllegalTransition: another process took it and renews its lease by itself: only there it can be held for longer.
         """
-        if isinstance(message, Message):
-            self._own(message).extend(seconds)
+        if isinstance(receipt, Message):
+            self._own(receipt).extend(seconds)
             return
-        receipt, length = _receipt(message), lease_seconds(seconds)
+        given, length = _receipt(receipt), lease_seconds(seconds)
         consumer = self._application.consumers.get(self.name)
-        held = consumer.holds(receipt) if consumer is not None else None
+        held = consumer.holds(given) if consumer is not None else None
         if consumer is not None and held is not None:
             consumer.extend(held, length)
         else:
-            self._pulls().extend(receipt, length)
+            self._pulls().extend(given, length)
 
     def _settle(self, given: str | Receipt, ending: Ending | None, *, delay: float | timedelta | None = None, reason: str = "") -> None:
         receipt = _receipt(given)

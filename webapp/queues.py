@@ -143,7 +143,8 @@ def database_of(queue: str) -> Database:
     """Where to read of a queue: as the pages do, or in the other database that it lives in. Raises InvalidField for what is no name."""
     board = dashboard()
     home = checked(lambda: board.jobs.queue(queue)).home()
-    return board.reads() if home is board.jobs else home.database  # type: ignore[no-any-return]
+    found: Database = board.reads() if home is board.jobs else home.database
+    return found
 
 
 def checked(call: Callable[[], Any]) -> Any:

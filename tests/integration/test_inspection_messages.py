@@ -48,7 +48,7 @@ def letter(connection, number, queue="emails", args='{"body": 1}', **columns):
 
 def test_dead_messages_of_one_queue_and_of_all(database, connection):
     """The newest first, those of one moment by id; what succeeded, was cancelled or is no message is none."""
-    at = connection.execute("SELECT now() - interval '1 minute', now()").fetchone()
+    at = connection.execute("SELECT now(), now() + interval '1 minute'").fetchone()
     for number, queue, when in ((1, "emails", 0), (2, "parcels", 0), (3, "emails", 0), (4, "emails", 1)):
         letter(connection, number, queue, finished_at=at[when])
     letter(connection, 5, state="succeeded", finished_at=at[1])
