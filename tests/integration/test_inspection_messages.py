@@ -30,7 +30,7 @@ FROM (SELECT g, '{NEWEST}'::timestamptz - interval '40 hours' + g * interval '2 
 
 @pytest.fixture
 def database(dsn):
-    opened = Database(parse_dsn(dsn))
+    opened = Database(parse_dsn(dsn, "test"))
     yield opened
     opened.close()
 

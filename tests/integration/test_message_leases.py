@@ -212,7 +212,8 @@ def test_a_message_that_cannot_be_given_back_does_not_cost_the_others_their_leas
 
 def test_a_pool_without_a_free_connection_does_not_end_the_consumer(dsn):
     """While the application has all connections the lease may be lost; when it has given them back the consumer begins anew."""
-    jobs = JobRunner(dsn=dsn, pool_size=1)
+    jobs = JobRunner(dsn=dsn)
+    jobs.pool_size = 1
     queue = jobs.queue("emails", backoff="constant", backoff_base=0)
     number = queue.put(1)
     assert queue.get(lease=2).id == number  # so that the row lives for a second without a word
