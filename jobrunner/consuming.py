@@ -289,7 +289,7 @@ class Consumer:
                     return
             try:
                 self._tend(now, idle=idle)
-            except Exception as error:  # noqa: BLE001  a thread that ended would leave a row that nobody renews, and claims that find nothing
+            except Exception as error:  # a thread that ended would leave a row that nobody renews, and claims that find nothing
                 if not isinstance(error, (DatabaseUnreachable, OSError)) and not is_transient(error):
                     logger.exception("messages cannot be given back, or their lease not renewed")
                 with self._state:

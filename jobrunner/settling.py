@@ -72,8 +72,8 @@ def settle_elsewhere(outcome: Outcome, place: Mapping[str, Any], hint: Hint | No
         raise ConfigurationError("ack(session=…, connection=…): give one of the two")
     where = places.in_session(session) if session is not None else places.on_connection(connection)
     if not where.can_copy:
-        hint = "postgresql+psycopg://…; or acknowledge after your commit"
-        raise ConfigurationError("ack(session=…): needs a session on psycopg 3", hint=hint)
+        instead = "postgresql+psycopg://…; or acknowledge after your commit"
+        raise ConfigurationError("ack(session=…): needs a session on psycopg 3", hint=instead)
     with where.together() as driver:
         if Store(driver).finish([outcome]):
             raise LeaseLost(outcome.id, outcome.lease)

@@ -122,6 +122,7 @@ def test_pages_of_many_dead_messages_and_events_read_few_rows(fresh_dsn):
         for table in ("job_history", "events"):
             connection.execute(f"VACUUM ANALYZE jobrunner.{table}")
         middle = connection.execute("SELECT finished_at, id FROM jobrunner.job_history WHERE id = %s", (LETTERS // 2,)).fetchone()
+        assert middle is not None
         for queue in (None, "emails"):
             for at, number in ((None, None), middle):
                 plan = plan_of(connection, DEAD, queue=queue, task=MESSAGE_TASK, at=at, id=number, most=SHOWN, width=400)

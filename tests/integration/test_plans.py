@@ -65,7 +65,7 @@ EXPECTED: dict[str, Expected] = {
     "rescue": Expected({"jobs_running", "jobs_pkey"}, extra=PARTS_READ_TWICE * RUNNING // 2),
     "rescue_abort": Expected({"jobs_running", "jobs_pkey"}, extra=PARTS_READ_TWICE * RUNNING // 2),
     "rescue_quarantine": Expected({"jobs_running", "jobs_pkey"}, extra=PARTS_READ_TWICE * RUNNING // 2),
-    "look_again": Expected({"jobs_running"}, extra=1),
+    "look_again": Expected({"jobs_running"}, extra=2),
     "held_jobs": Expected({"jobs_running"}, extra=RUNNING // 2),
     "job_state": Expected({"jobs_pkey"}, extra=1, history=1),
     "has_succeeded": Expected(set(), history=1),

@@ -130,10 +130,10 @@ def seed_topics(connection: psycopg.Connection[Any], dead: int = 120) -> None:
     connection.execute(
         "INSERT INTO jobrunner.job_history (id, task, queue, args, priority, tags, created_at, run_at, state, lease, attempt, max_attempts, backoff, "
         "backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, last_error, ordering_key, finished_at) "
-        "SELECT 500000 + n, 'jobrunner.message', CASE WHEN n % 3 = 0 THEN 'parcels' ELSE 'emails' END, "
+        "SELECT 500000 + n, 'jobrunner.message', CASE WHEN n %% 3 = 0 THEN 'parcels' ELSE 'emails' END, "
         "jsonb_build_object('body', jsonb_build_object('to', 'customer' || n || '@example.org', 'text', repeat('your parcel is on its way ', 20))), 0, '{}', "
-        "now(), now(), CASE WHEN n % 7 = 0 THEN 'quarantined' ELSE 'failed' END, 5, 5, 5, 'exponential', '5 s', '1 h', 1, 0, 3, "
-        "'smtplib.SMTPRecipientsRefused: the mailbox does not exist', CASE WHEN n % 2 = 0 THEN 'customer:' || n END, now() - n * interval '1 minute' "
+        "now(), now(), CASE WHEN n %% 7 = 0 THEN 'quarantined' ELSE 'failed' END, 5, 5, 5, 'exponential', '5 s', '1 h', 1, 0, 3, "
+        "'smtplib.SMTPRecipientsRefused: the mailbox does not exist', CASE WHEN n %% 2 = 0 THEN 'customer:' || n END, now() - n * interval '1 minute' "
         "FROM generate_series(1, %s) AS n",
         (dead,),
     )

@@ -16,8 +16,8 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from jobrunner.testing.drained import Drained
     from jobrunner.inspection.groups import Group
+    from jobrunner.testing.drained import Drained
 
 EFFECTS = "SELECT position FROM effects ORDER BY position, ctid"  # of the table `effects (position bigint)` that transactional handlers fill
 

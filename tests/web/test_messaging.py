@@ -39,7 +39,7 @@ def search(jobs, connection):
 
 
 def stopped(connection) -> bool:
-    return connection.execute("SELECT bool_or(stopped_at IS NOT NULL) FROM jobrunner.cursors").fetchone()[0]
+    return bool(connection.execute("SELECT bool_or(stopped_at IS NOT NULL) FROM jobrunner.cursors").fetchone()[0])
 
 
 def test_topics_with_their_groups(client, jobs, connection, search) -> None:
@@ -129,8 +129,9 @@ def test_pages_of_dead_letters(client, jobs) -> None:
     ids = set(queue.put_many(range(120)))
     for message in queue.pull(120):
         message.dead("no")
-    url, seen = "/dead-letters?queue=emails", []
-    while url:
+    url: str | None = "/dead-letters?queue=emails"
+    seen = []
+    while url is not None:
         page = clean(client.get(url))
         seen += [link for link in page.links if link.startswith("/jobs/")]
         url = next((link for link in page.links if "cursor=" in link), None)
