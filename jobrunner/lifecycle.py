@@ -28,10 +28,15 @@ class Companion(Protocol):
 
 
 class Lifecycle:
-    """The companions of one JobRunner, told in the order in which they joined."""
+    """The companions of one JobRunner, told in the order in which they joined.
+
+    Attributes:
+        worker_name: in the processes of a worker the name that it was given, before `worker_began`; None without one, and elsewhere.
+    """
 
     def __init__(self) -> None:
         self.companions: list[Companion] = []
+        self.worker_name: str | None = None
 
     def join(self, companion: Companion) -> None:
         """Tell this one from now on."""

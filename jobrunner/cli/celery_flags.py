@@ -42,11 +42,6 @@ IGNORED = {
 REFUSED = {
     "beat": ("-B", "schedules are not there yet, they come with Jobrunner's own; run `celery beat` or cron beside it, and leave -B out"),
     "scheduler": ("--scheduler", "schedules are not there yet, and a scheduler class is not loaded"),
-    "time_limit": ("--time-limit", "a limit belongs to the job: set task_time_limit in the configuration, or time_limit= of the task"),
-    "soft_time_limit": (
-        "--soft-time-limit",
-        "a limit belongs to the job: set task_soft_time_limit in the configuration, or soft_time_limit= of the task",
-    ),
     "detach": ("-D", "the worker stays in the foreground; let systemd, supervisor or a container start and watch it"),
     "uid": ("--uid", "start it as that user: User= of the systemd unit, user= of supervisor"),
     "gid": ("--gid", "start it as that group: Group= of the systemd unit"),
@@ -129,6 +124,7 @@ def translate(given: Mapping[str, Any], facts: AppFacts) -> Translation:
     memory = given.get("max_memory_per_child") or settings.get("worker_max_memory_per_child")
     if memory:
         after += ["--max-memory-per-child", _memory(int(memory))]
+    after += _limits(given)
     after += ["--name", node_name(given.get("hostname"))]
     soft = float(settings.get("worker_soft_shutdown_timeout") or 0)
     after += ["--grace", given.get("grace") or (f"{soft:g}s" if os.environ.get(REMAPPED) == "SIGQUIT" else WARM)]
@@ -156,6 +152,15 @@ def _slots(given: Mapping[str, Any], settings: Mapping[str, Any], notices: list[
     if _POOLS[pool] == "threads":
         return ["--threads", str(number or default_slots())]
     return [] if number is None else ["-c", str(number)]
+
+
+def _limits(given: Mapping[str, Any]) -> list[str]:
+    """Those of tasks that have none of their own; 0 is none, as in Celery."""
+    hard, soft = given.get("time_limit") or 0, given.get("soft_time_limit") or 0
+    if hard and soft > hard:
+        raise CommandError(Code.USAGE, f"--soft-time-limit {soft:g} is above --time-limit {hard:g}", hint="try:   a soft one below it")
+    named = (("--time-limit", hard), ("--soft-time-limit", soft))
+    return [word for flag, seconds in named if seconds for word in (flag, f"{seconds:.3f}".rstrip("0").rstrip(".") + "s")]
 
 
 def _memory(kib: int) -> str:

@@ -36,6 +36,7 @@ _INSTEAD = {
     "call": "jobrunner enqueue", "result": "jobrunner jobs show", "shell": "flask shell",
     "multi": "one command for each worker, started by systemd, supervisor or a container",
 }  # fmt: skip
+_LONGEST = 10**9  # seconds of a limit: above thirty years nobody meant it
 _FILE_MODE = 0o644  # of pid and log files, before the umask
 
 
@@ -88,7 +89,7 @@ class _Concurrency(click.ParamType):  # type: ignore[type-arg]  # generic only i
 
 
 _POSITIVE: dict[str, Any] = {"type": click.IntRange(min=1), "metavar": "NUMBER"}
-_SECONDS: dict[str, Any] = {"type": float, "metavar": "SECONDS"}
+_SECONDS: dict[str, Any] = {"type": click.FloatRange(min=0, max=_LONGEST), "metavar": "SECONDS"}
 _TEXT: dict[str, Any] = {"metavar": "TEXT"}
 _FILE: dict[str, Any] = {"metavar": "FILE"}
 _NAMES: dict[str, Any] = {"type": _List(), "metavar": "NAMES"}
@@ -110,6 +111,8 @@ _REFUSED = "Refused, with what to do instead."
 @click.option("-n", "--hostname", **_TEXT, help="Name of the worker, such as w1@%h.  [default: celery@%h]")
 @click.option("--max-tasks-per-child", **_POSITIVE, help="Replace a child process after so many jobs.")
 @click.option("--max-memory-per-child", type=click.IntRange(min=1), metavar="KIB", help="Replace a child that holds more, between jobs.")
+@click.option("--time-limit", **_SECONDS, help="Of tasks that set none: their process is killed.")
+@click.option("--soft-time-limit", **_SECONDS, help="Of tasks that set none: SoftTimeLimitExceeded is raised in them.")
 @click.option("--purge", "--discard", is_flag=True, help="First cancel what waits in the queues; it stays on record.")
 @click.option("--grace", type=DURATION, metavar="DURATION", help="Ours: how long jobs may go on after SIGTERM.  [default: till they end]")
 @click.option("-b", "--broker", metavar="URL", help="The database when it is PostgreSQL's; else ignored, with a notice.")
@@ -131,8 +134,6 @@ _REFUSED = "Refused, with what to do instead."
 @click.option("--pool-start-method", type=click.Choice(["fork", "spawn"]), help="fork is what is done; spawn is refused.")
 @click.option("-B", "--beat", is_flag=True, help=_REFUSED)
 @click.option("--scheduler", **_TEXT, help=_REFUSED)
-@click.option("--time-limit", **_SECONDS, help=_REFUSED)
-@click.option("--soft-time-limit", **_SECONDS, help=_REFUSED)
 @click.option("-D", "--detach", is_flag=True, help=_REFUSED)
 @click.option("--uid", **_TEXT, help=_REFUSED)
 @click.option("--gid", **_TEXT, help=_REFUSED)

@@ -49,11 +49,7 @@ FLAGS: tuple[Row, ...] = (
     ("--pool --pool=prefork --pool=processes --pool=threads --pool=solo", _OK, _SAME),
     ("--pool=eventlet --pool=gevent", _UNSUPPORTED, "Use -P threads, or `async def` tasks with `jobrunner work --async-slots`."),
     ("--max-tasks-per-child --max-memory-per-child --logfile --pidfile --umask", _OK, _SAME),
-    (
-        "--time-limit --soft-time-limit",
-        _UNSUPPORTED,
-        "Write task_time_limit and task_soft_time_limit in the configuration: a limit belongs to the job, not to the worker.",
-    ),
+    ("--time-limit --soft-time-limit", _OK, "Nothing to do: they hold for tasks that have no limit of their own."),
     ("--autoscale", _CHANGED, "Check the larger number: the worker has so many slots from the start."),
     ("--purge", _CHANGED, "Nothing to do: waiting jobs are cancelled, and stay on record."),
     ("--beat", _UNSUPPORTED, "Take it out, and run Celery's beat or crontab beside it: schedules are not there yet."),

@@ -31,8 +31,8 @@ class Forking:
         declared: its subscriptions to topics; `delivering`: the tasks of those that read the log.
     """
 
-    def __init__(self, app: str | None, dsn: str) -> None:
-        """Start the template and wait for the app's import.
+    def __init__(self, app: str | None, dsn: str, name: str | None = None) -> None:
+        """Start the template and wait for the app's import; `name` is that of the worker, when it was given one.
 
         Raises:
             AppImportError: the app cannot be imported; the message is the app's own error.
@@ -45,7 +45,7 @@ class Forking:
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
         theirs.close()
         try:
-            wire.send_message(self.control, {"dsn": dsn})
+            wire.send_message(self.control, {"dsn": dsn, "name": name})
             message = self.hear()
         except BaseException:  # told to stop while it imports
             self.process.kill()

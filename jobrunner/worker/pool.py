@@ -38,6 +38,7 @@ class Shape(NamedTuple):
         threads: when above 0, jobs run in so many threads of one child instead.
         coroutines: when above 0, `async def` tasks run in so many slots of one event loop instead.
         max_jobs, max_memory: of one child, after which a fresh one takes its place between jobs; None for no bound.
+        name: that the worker was given, for what lives beside the tasks.
     """
 
     processes: int
@@ -45,6 +46,7 @@ class Shape(NamedTuple):
     coroutines: int = 0
     max_jobs: int | None = None
     max_memory: int | None = None
+    name: str | None = None
 
 
 class Pool:
@@ -79,7 +81,7 @@ class Pool:
 
     def start(self) -> None:
         """Start the template, which imports the app; then `forking` has the names of its tasks. Raises AppImportError."""
-        self.forking = Forking(self.app, self.dsn)
+        self.forking = Forking(self.app, self.dsn, self.shape.name)
         for lane in self.lanes:
             lane.captured = self.forking.captured
         self._selector.register(self.forking.control, selectors.EVENT_READ, self._on_control)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jobrunner import clock
 from jobrunner.claimer import Claimer, Room
 from jobrunner.jobs import WorkerCounts
+from jobrunner.worker.bounds import Bounds
 from jobrunner.worker.deliveries import Deliveries
 from jobrunner.worker.link import Link
 from jobrunner.worker.listener import Listener
@@ -61,6 +62,7 @@ class Supervisor:
         self.exit_signal: int | None = None
         self.claimed_count = 0
         self._limits = {name: limit for name, limit in options.queues if limit is not None}
+        self._bounds = Bounds(options.time_limit, options.soft_time_limit)
         self._importing = False
         self._imported = False
         self._signals = 0
@@ -134,7 +136,8 @@ class Supervisor:
 
     def _new_pool(self) -> Pool:
         options = self.options
-        shape = Shape(options.slots, options.threads, options.async_slots, options.max_jobs_per_child, options.max_memory_per_child)
+        most = options.max_jobs_per_child, options.max_memory_per_child
+        shape = Shape(options.slots, options.threads, options.async_slots, *most, options.name)
         return Pool(options.app, options.dsn.url, shape, self._selector)
 
     @property
@@ -222,7 +225,7 @@ class Supervisor:
         for lane, jobs in zip(self.pool.lanes, claimed, strict=True):
             self._drained = self._drained and not jobs
             self.claimed_count += len(jobs)
-            lane.backlog.extend(jobs)
+            lane.backlog.extend(self._bounds.of(jobs))
             if jobs:
                 lane.fetched(seconds)
         if self._signals:

@@ -216,9 +216,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=options.control)
     try:
-        dsn = wire.receive_message(control)[0]["dsn"]  # not on the command line, where everybody could read the password
-        jobs = _import_app(options.app, dsn)
+        told = wire.receive_message(control)[0]  # not on the command line, where everybody could read the password
+        jobs = _import_app(options.app, told["dsn"])
         keep = _keep(jobs)
+        jobs.lifecycle.worker_name = told["name"]
         jobs.lifecycle.worker_began()
     except BaseException as error:  # noqa: BLE001  an app can raise anything at import, SystemExit too: the worker reports it
         wire.send_message(control, {"event": "failed", **_explain(error)})

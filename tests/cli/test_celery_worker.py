@@ -112,7 +112,8 @@ def test_the_app_is_found_as_celery_finds_it(shop, spec, address):
         (["beat", "-A", "shop"], {}, ["'beat' is no part of a worker's command line", "schedules"]),
         (["multi", "start", "w1"], {}, ["'multi'", "one command for each worker"]),
         (["-A", "shop", "-B"], {}, ["-B: schedules are not there yet", "cron"]),
-        (["-A", "shop", "--time-limit", "30"], {}, ["--time-limit: a limit belongs to the job"]),
+        (["-A", "shop", "--time-limit", "30", "--soft-time-limit", "30.5"], {}, ["--soft-time-limit 30.5 is above --time-limit 30"]),
+        (["-A", "shop", "--time-limit", "-1"], {}, ["-1"]),
         (["-A", "shop", "-P", "gevent"], {}, ["-P gevent", "--async-slots"]),
         (["-A", "shop", "-D", "--uid", "www"], {}, ["-D: the worker stays in the foreground", "--uid"]),
         (["-A", "shop", "-c", "many"], {}, ["'many' is neither a number nor auto"]),
@@ -156,6 +157,13 @@ def test_settings_of_the_app_are_gone_by(shop):
     text = "from shop.celery import Celery\napp = Celery(worker_concurrency=3, worker_max_tasks_per_child=9)\napp.conf.task_queues = ['a', 'b', 'c']\n"
     write_tree(shop.home, {"own.py": text})
     assert "work a,c -c 3 --max-jobs-per-child 9" in native(shop, "-A", "own", "-X", "b")
+
+
+def test_limits_are_passed_on(shop):
+    """Seconds, with fractions; 0 is none."""
+    line = native(shop, "-A", "shop", "--time-limit=3600", "--soft-time-limit", "12.25")
+    assert "work celery --time-limit 3600s --soft-time-limit 12.25s --name" in line
+    assert "--time-limit" not in native(shop, "-A", "shop", "--time-limit", "0")
 
 
 def test_the_app_is_found_in_the_environment_and_in_another_directory(shop):

@@ -48,7 +48,7 @@ def test_a_flag_is_found_at_its_place(tmp_path):
     assert places == {
         "command celery worker": (2, 1, "ok"),
         "worker flag --app": (2, 8, "ok"),
-        "worker flag --time-limit": (3, 3, "unsupported"),
+        "worker flag --time-limit": (3, 3, "ok"),
         "worker flag --beat": (3, 19, "unsupported"),
     }
 
