@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import socket
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,7 +46,7 @@ class Instance(NamedTuple):
 
     Attributes:
         app: whose worker it is.
-        hostname: `celery@host`.
+        hostname: the name that the worker was given, else `celery@host`.
     """
 
     app: Celery
@@ -56,7 +55,7 @@ class Instance(NamedTuple):
 
 def instance_of(app: Celery) -> Instance:
     """The worker of this process."""
-    return Instance(app, f"celery@{socket.gethostname()}")
+    return Instance(app, runner.hostname_of(app))
 
 
 def began(app: Celery) -> None:

@@ -200,6 +200,21 @@ def test_a_task_that_was_revoked_amid_its_run_is_not_tried_again(app, run):
     assert seen == [0, 1, 2, 3]
 
 
+def test_retries_go_on_where_the_engine_stops_counting_attempts(app, run, connection):
+    """A smallint counts attempts; `max_retries=None` is for ever all the same, and what the request counts goes on."""
+
+    @app.task(bind=True, max_retries=None)
+    def work(self, with_error):
+        if self.request.retries < 32_770:
+            raise self.retry(countdown=0, exc=LookupError("again") if with_error else None)
+        return self.request.retries
+
+    sent = [work.apply_async((with_error,), retries=32_765) for with_error in (False, True)]
+    connection.execute("UPDATE jobrunner.jobs SET attempt = 32764, max_attempts = 32767, lease = 32764")
+    run()
+    assert [one.get(timeout=PATIENCE) for one in sent] == [32_770, 32_770]
+
+
 def test_links_are_jobs_of_their_own(app, run):
     """A callback gets the result, an errback of one parameter the id; their parent and root are the task that they follow."""
     seen = []

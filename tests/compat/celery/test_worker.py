@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 
 import psycopg
 import pytest
@@ -102,6 +103,64 @@ def test_a_task_that_had_to_be_killed_for_a_deploy_is_not_begun_again(behaving, 
         assert worker.wait() == 0
     assert (sent.state, type(sent.info)) == ("FAILURE", WorkerLostError)
     assert notes(tmp_path).count("stubborn began") == 1
+
+
+def test_a_task_that_was_stopped_before_it_began_runs_afterwards(behaving, dsn, tmp_path):
+    """Without acks_late as well: nothing of its body had run, so it is given back, and not called interrupted."""
+    sent = behaving.stopped_early.delay()
+    with workers(dsn, tmp_path / "ledger", "celery", "-c", "1", "--grace", "0s", app=APP) as [worker]:
+        wait_for_note(tmp_path, "stopped_early began")
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+    assert sent.state == "PENDING"
+    (tmp_path / "second").touch()
+    with workers(dsn, tmp_path / "ledger", "celery", "--drain", app=APP) as [worker]:
+        assert worker.wait() == 0
+    assert sent.get(timeout=PATIENCE) == "ran"
+
+
+def test_a_crash_after_a_retry_was_asked_for_costs_nothing(behaving, dsn, tmp_path):
+    """The retry follows when it was asked for, not at once, and the body has not run once more for it."""
+    sent = behaving.dies_after_retry.delay()
+    with workers(dsn, tmp_path / "ledger", "celery", "-c", "1", app=APP), psycopg.connect(dsn, autocommit=True) as connection:
+        query = "SELECT state, attempt, run_at > now() + interval '50 minutes' FROM jobrunner.v_jobs"
+        wait_until(lambda: connection.execute(query).fetchone() == ("retrying", 1, True), timeout=PATIENCE, what="the retry to be waited for")
+        outcomes = "SELECT outcome FROM jobrunner.v_attempts ORDER BY lease"
+        assert [outcome for (outcome,) in connection.execute(outcomes)] == ["crashed", "retried"]
+        assert sent.state == "RETRY"
+        assert [line for line in notes(tmp_path) if line.startswith("dies_after_retry")] == ["dies_after_retry 0"]
+        connection.execute("UPDATE jobrunner.jobs SET run_at = now()")
+        assert sent.get(timeout=PATIENCE) == "done"
+    assert [line for line in notes(tmp_path) if line.startswith("dies_after_retry")] == ["dies_after_retry 0", "dies_after_retry 1"]
+
+
+def test_a_task_knows_the_name_of_its_worker(behaving, dsn, tmp_path):
+    """What `--name` says is `request.hostname`, and that of the worker in its signals; `celery@host` without it."""
+    named = behaving.hostname.delay()
+    with workers(dsn, tmp_path / "ledger", "celery", "--drain", "--name", "mail@here", app=APP) as [worker]:
+        assert worker.wait() == 0
+    assert named.get(timeout=PATIENCE) == "mail@here"
+    assert "worker of worker_ready behaving mail" in notes(tmp_path)
+    unnamed = behaving.hostname.delay()
+    with workers(dsn, tmp_path / "ledger", "celery", "--drain", app=APP) as [worker]:
+        assert worker.wait() == 0
+    assert unnamed.get(timeout=PATIENCE) == f"celery@{socket.gethostname()}"
+
+
+def test_limits_of_a_worker_are_for_tasks_that_have_none(behaving, dsn, tmp_path):
+    """--time-limit kills and --soft-time-limit raises, in tasks without one; a limit of a task's own goes before them."""
+    own, hard = behaving.own_limits.delay(), behaving.once.delay()
+    with workers(dsn, tmp_path / "ledger", "celery", "-c", "2", "--time-limit", "1s", app=APP):
+        assert own.get(timeout=PATIENCE) == "took its time"
+        wait_until(hard.ready, timeout=PATIENCE, what="the limit to have ended the task")
+    assert (hard.state, type(hard.info)) == ("FAILURE", TimeLimitExceeded)
+    assert "time_limit of 1 s" in str(hard.info)
+    soft, memory = behaving.unlimited.delay(), behaving.unlimited.delay()
+    with psycopg.connect(dsn, autocommit=True) as connection:  # a job with limits of another kind
+        _, job_id = behaving.celery.backend.find(memory.id)
+        connection.execute("UPDATE jobrunner.jobs SET memory_limit = 2000000000 WHERE id = %s", (job_id,))
+    with workers(dsn, tmp_path / "ledger", "celery", "-c", "2", "--soft-time-limit", "0.5s", app=APP):
+        assert soft.get(timeout=PATIENCE) == memory.get(timeout=PATIENCE) == "cleaned up"
 
 
 def test_a_worker_says_what_becomes_of_the_configuration(behaving, dsn, tmp_path):

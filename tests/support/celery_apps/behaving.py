@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from jobrunner.compat.celery import Celery, signals
@@ -58,12 +59,28 @@ def endless():
     wait_until(lambda: False, timeout=60, what="the limit")
 
 
-@celery.task(soft_time_limit=0.5)
-def soft():
+def _until_softened():
     try:
         wait_until(lambda: False, timeout=60, what="the limit")
     except SoftTimeLimitExceeded:
         return "cleaned up"
+
+
+@celery.task(soft_time_limit=0.5)
+def soft():
+    return _until_softened()
+
+
+@celery.task
+def unlimited():
+    return _until_softened()
+
+
+@celery.task(time_limit=60)
+def own_limits():
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 2, timeout=60, what="more than the worker's limit")
+    return "took its time"
 
 
 def _until_stopped(name):
@@ -89,6 +106,36 @@ def stubborn():
     while True:
         with contextlib.suppress(BaseException):  # a task that does not let itself be stopped
             wait_until(lambda: False, timeout=60, what="the end")
+
+
+@celery.task(bind=True, acks_late=True, max_retries=1)
+def dies_after_retry(self):
+    note("dies_after_retry", self.request.retries)
+    if not self.request.retries:
+        raise self.retry(countdown=3600)
+    return "done"
+
+
+@signals.task_retry.connect
+def die_after_retry(sender, **kwargs):
+    if sender.name == "behaving.dies_after_retry":
+        os.kill(os.getpid(), signal.SIGKILL)  # the retry stands in the row, and the worker has not heard of the end
+
+
+@celery.task
+def stopped_early():
+    return "ran"
+
+
+@signals.task_prerun.connect
+def before_the_body(sender, **kwargs):
+    if sender.name == "behaving.stopped_early" and not (Path(os.environ["BEHAVING_DIR"]) / "second").exists():
+        _until_stopped("stopped_early")
+
+
+@celery.task(bind=True)
+def hostname(self):
+    return self.request.hostname
 
 
 def _remember(name):

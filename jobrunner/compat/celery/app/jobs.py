@@ -6,14 +6,13 @@ It must not run the body (`trace` does) nor write a job's state: what it raises 
 from __future__ import annotations
 
 import signal
-import socket
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.compat.celery import _state, coding, signals, states
 from jobrunner.compat.celery.app import sending
 from jobrunner.compat.celery.app.context import Context
-from jobrunner.compat.celery.app.runner import native_priority
+from jobrunner.compat.celery.app.runner import hostname_of, native_priority, runs_again
 from jobrunner.compat.celery.app.trace import trace
 from jobrunner.compat.celery.backend import state_patch
 from jobrunner.compat.celery.exceptions import EncodeError, WorkerLostError
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
     from jobrunner.database import Database
 
 _REQUEUE_PAUSE = 1  # second after which a rejected task that is to be requeued runs again: it may reject again at once
+MOST_ATTEMPTS = 32_767  # that the engine counts of one job, in a smallint; further retries count as this one
+_LONGEST_PAUSE = 10 * 365 * 86_400.0  # seconds; as the engine's own, so that the moment after it is one
+_BEFORE_BODY = "the worker was stopped before the task began"
 _BY_DEPLOY = "The worker was stopped while the task ran, and a task without acks_late is not begun twice"
 
 
@@ -56,25 +58,31 @@ def run_job(app: Celery, task: Task, stored: dict[str, Any]) -> Any:
     from jobrunner.compat.celery import rows
 
     database = app.jobs.home.database
-    begun = rows.begin(database, context)
-    kept = begun.celery or {}
-    args, kwargs = coding.decode_call(stored, kept.get("args"))
-    request = request_of(context, begun, args, kwargs)
-    sink = JobSink(app, task, context, request, database)
-    _refuse(sink, begun, kept)
+    runs_once = not runs_again(task, app.conf)
+    sink: JobSink | None = None
     try:
+        begun = rows.begin(database, context)
+        runs_once, kept = begun.max_crashes == 1, begun.celery or {}
+        args, kwargs = coding.decode_call(stored, kept.get("args"))
+        request = request_of(context, begun, args, kwargs, hostname_of(app))
+        sink = JobSink(app, task, context, request, database)
+        _refuse(sink, begun, kept)
         with _state.joining(blocks=True):
             outcome = trace(task, request, sink)
     except JobStopped as stopped:
-        sink.stopped(stopped, runs_once=begun.max_crashes == 1)
+        if runs_once and stopped.reason == "deploy" and not (sink is not None and sink.has_begun):
+            # Given back, it would look like a task that was interrupted, which is not to be begun twice; this one has not been begun.
+            raise Snooze(0, _BEFORE_BODY) from stopped
+        if sink is not None:
+            sink.stopped(stopped, runs_once=runs_once)
         raise
     if outcome.state == states.SUCCESS:
         return None if request.ignore_result else sink.result
     return sink.end(outcome.state, outcome.value)
 
 
-def request_of(context: JobContext, begun: Begun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Context:
-    """`self.request` of an attempt."""
+def request_of(context: JobContext, begun: Begun, args: tuple[Any, ...], kwargs: dict[str, Any], hostname: str) -> Context:
+    """`self.request` of an attempt, in the worker of that name."""
     kept = begun.celery or {}
     headers = {name: coding.decode(value) for name, value in (kept.get("headers") or {}).items()}
     task_id = kept.get("id") or str(context.id)
@@ -83,7 +91,7 @@ def request_of(context: JobContext, begun: Begun, args: tuple[Any, ...], kwargs:
             **headers, "id": task_id, "task": context.task, "root_id": kept.get("root_id") or task_id,
             **{name: kept.get(name) for name in ("parent_id", "eta", "expires", "shadow", "origin", "reply_to")},
             "args": args, "kwargs": kwargs, "retries": kept.get("retries", 0), "ignore_result": kept.get("ignore_result", False),
-            "correlation_id": task_id, "hostname": f"celery@{socket.gethostname()}",
+            "correlation_id": task_id, "hostname": hostname,
             "called_directly": False,
             "is_eager": False, "utc": True, "timelimit": [begun.time_limit, begun.soft_time_limit], "headers": headers or None,
             "callbacks": coding.decode(kept.get("link")), "errbacks": coding.decode(kept.get("link_error")),
@@ -105,17 +113,34 @@ def _refuse(sink: JobSink, begun: Begun, kept: Mapping[str, Any]) -> None:
     if not is_wanted and (expires := kept.get("expires")) and datetime.now(UTC) >= datetime.fromisoformat(expires):
         sink.revoked("expired", expired=True)
         raise Cancel(f"expired at {expires}")
+    asked = kept.get("asked")
+    if asked and asked["attempt"] == sink.context.attempt and (begun.crash_count or begun.was_released):
+        # The body has ended, with a retry that stands in the row; only the engine had not heard of it. So that is what follows, after
+        # its pause, and not one run of the body more or less than there would have been.
+        left = (datetime.fromisoformat(asked["until"]) - datetime.now(UTC)).total_seconds()
+        raise _again(sink.context, max(0.0, left), "a retry that was asked for when the process died")
     if begun.was_released and begun.max_crashes == 1:
         sink.failed(WorkerLostError(_BY_DEPLOY), None)
         raise Fail(f"WorkerLostError: {_BY_DEPLOY}")
 
 
+def _again(context: JobContext, pause: float, why: str) -> NativeRetry | Snooze:
+    """What tells the engine of a retry after so many seconds. Of attempts it counts a limited number; Celery's retries go on."""
+    return NativeRetry(why, delay=pause) if context.attempt < MOST_ATTEMPTS else Snooze(pause, why)
+
+
 class JobSink:
-    """Keeps the states of one attempt in its job's row."""
+    """Keeps the states of one attempt in its job's row.
+
+    Attributes:
+        has_begun: the body has, or is about to.
+        result: what the task returned, as JSON data.
+    """
 
     def __init__(self, app: Celery, task: Task, context: JobContext, request: Context, database: Database) -> None:
         self.app, self.task, self.context, self.request, self.database = app, task, context, request, database
         self.result: Any = None
+        self.has_begun = False
         self._error: BaseException | None = None
         self._pause = 0.0
 
@@ -123,6 +148,7 @@ class JobSink:
         """Say STARTED, for a task that wants it."""
         if self.task.track_started:
             self._say({"state": states.STARTED, "info": {"hostname": self.request.hostname}, "traceback": None})
+        self.has_begun = True
 
     def succeeded(self, value: Any) -> None:
         """Make sure that the result can be kept; the engine writes it."""
@@ -148,19 +174,20 @@ class JobSink:
         if self._error is not None and self._error.__traceback__ is None:  # made for the retry: where that was is what one wants to know
             self._error.__traceback__ = reason.__traceback__
         eta = sending.iso(self.app, reason.when) if isinstance(reason.when, datetime) else None
-        patch |= {"retries": self.request.retries + 1, "eta": eta}
+        until = datetime.now(UTC) + timedelta(seconds=min(self._pause, _LONGEST_PAUSE))
+        patch |= {"retries": self.request.retries + 1, "eta": eta, "asked": {"attempt": self.context.attempt, "until": until.isoformat()}}
         if not self.request.ignore_result:
             patch |= state_patch(states.RETRY, reason.exc, str(einfo))
         # One attempt more than this: a retry is always possible, and nothing else is tried again by itself.
-        self._say(patch, max_attempts=self.context.attempt + 1, pause=self._pause, **columns)
+        self._say(patch, max_attempts=min(self.context.attempt + 1, MOST_ATTEMPTS), pause=self._pause, **columns)
 
     def end(self, state: str, value: Any) -> None:
         """Tell the engine of an end without a result."""
         match state:
             case states.RETRY:
-                if self._error is not None:
+                if self._error is not None and self.context.attempt < MOST_ATTEMPTS:
                     raise self._error  # on record with its traceback; the pause stands in the row
-                raise NativeRetry(str(value), delay=self._pause)
+                raise _again(self.context, self._pause, str(value))
             case states.FAILURE:
                 raise self._error or value
             case states.REJECTED if value.requeue:

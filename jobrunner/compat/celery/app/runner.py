@@ -6,6 +6,7 @@ It must not run a task itself (`app.trace` does) nor import Flask before somebod
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,11 @@ def database_url(value: Any) -> str | None:
         if colon and scheme.removeprefix(prefix).partition("+")[0] in _POSTGRES:
             return f"postgresql://{rest}"
     return None
+
+
+def hostname_of(app: Celery) -> str:
+    """The name of the worker of this process, as `-n` or `--name` says it; `celery@host` without one."""
+    return app.jobs.lifecycle.worker_name or f"celery@{socket.gethostname()}"
 
 
 def lower_runs_first(conf: Mapping[str, Any]) -> bool:
