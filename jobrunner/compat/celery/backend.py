@@ -57,9 +57,11 @@ class Backend:
 
     def find(self, task_id: str) -> tuple[JobRunner | Branch, int] | None:
         """The job of a task id, and the database it is in."""
+        from jobrunner.compat.celery.app.runner import warn_of_addresses
         from jobrunner.compat.celery.rows import SPACE
         from jobrunner.references import References
 
+        warn_of_addresses(self.app)
         for home in self.homes():
             job_id = References(home.database).find(SPACE, str(task_id))
             if job_id is not None:

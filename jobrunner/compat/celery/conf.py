@@ -76,7 +76,7 @@ _SETTINGS: tuple[tuple[str, Any, Rating, str], ...] = (
     ("beat_enable_remote_control", False, _I, _REMOTE),
     ("beat_remote_control_max_tick_age", None, _I, _REMOTE),
     # -- broker
-    ("broker_url", None, _U, "a postgresql:// address is the database; of any other only the direction of priorities is read"),
+    ("broker_url", None, _U, "a postgresql:// address is the database; any other is not used, but for the direction of priorities"),
     ("broker_read_url", None, _I, _BROKER),
     ("broker_write_url", None, _I, _BROKER),
     ("broker_transport", None, _I, _BROKER),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from datetime import UTC, datetime, tzinfo
 from types import ModuleType
@@ -30,35 +31,45 @@ class Settings(MutableMapping[str, Any]):
     Args:
         loader: reads the source of the configuration.
         namespace: a prefix that the source's keys have: `CELERY` makes `CELERY_TASK_ALWAYS_EAGER` of `task_always_eager`.
+        lock: held while the source is read; the app's, whose tasks read settings while they are made.
     """
 
-    def __init__(self, loader: _Loader | None = None, namespace: str | None = None) -> None:
+    def __init__(self, loader: _Loader | None = None, namespace: str | None = None, lock: threading.RLock | None = None) -> None:
         vars(self).update(_changes={}, _added={}, _loaded=None, _loader=loader, _namespace=namespace, _on_loaded=None)
+        vars(self).update(_is_ready=False, _lock=lock or threading.RLock())
 
     def source(self, loader: _Loader, namespace: str | None) -> None:
         """Take another source; it is read when something is asked for next."""
-        vars(self).update(_loader=loader, _loaded=None, _namespace=namespace)
+        vars(self).update(_loader=loader, _loaded=None, _namespace=namespace, _is_ready=False)
 
     def when_loaded(self, callback: Callable[[], Any]) -> None:
-        """Call back once after the source has been read."""
+        """Call back once after the source has been read; after the next reading as well, when it raises: nothing is read then."""
         vars(self)["_on_loaded"] = callback
 
     def load(self) -> None:
-        """Read the source, if that has not been done."""
+        """Read the source, if that has not been done. Another thread waits until it has, so that it does not go by the defaults."""
         own = vars(self)
-        if own["_loaded"] is not None:
+        if own["_is_ready"]:
             return
+        with own["_lock"]:
+            if own["_loaded"] is None:  # else this thread is reading it, or another one just has
+                self._load(own)
+                own["_is_ready"] = own["_loaded"] is not None  # the callback may have named another source
+
+    def _load(self, own: dict[str, Any]) -> None:
         own["_loaded"] = {}  # what the source itself asks for while it is read has no answer there
-        loader = own["_loader"]
-        if loader is not None:
-            try:
+        callback: Callable[[], Any] | None = None
+        try:
+            loader = own["_loader"]
+            if loader is not None:
                 own["_loaded"] = {self._name(key): value for key, value in loader().items()}
-            except BaseException:
-                own["_loaded"] = None
-                raise
-        callback, own["_on_loaded"] = own["_on_loaded"], None
-        if callback is not None:
-            callback()
+            callback, own["_on_loaded"] = own["_on_loaded"], None
+            if callback is not None:
+                callback()
+        except BaseException:
+            # What was refused is refused each time, not only the first time that somebody reads a setting.
+            own.update(_loaded=None, _on_loaded=own["_on_loaded"] or callback)
+            raise
 
     def add_defaults(self, values: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
         """Take values for what nobody sets otherwise."""

@@ -62,6 +62,7 @@ def began(app: Celery) -> None:
     """Everything that comes before the first child."""
     for module in ("jobrunner.compat.celery.rows", "jobrunner.references", "jobrunner.enqueue", "jobrunner.store"):
         importlib.import_module(module)  # the driver and SQLAlchemy take half a second: here once, not in every child, on a task's time
+    runner.warn_of_addresses(app, silently=True)
     instance = instance_of(app)
     signals.celeryd_init.send(sender=instance.hostname, instance=instance, conf=app.conf, options={})
     set_up_logging(app)
@@ -69,6 +70,7 @@ def began(app: Celery) -> None:
     signals.celeryd_after_setup.send(sender=instance.hostname, instance=instance, conf=app.conf)
     signals.worker_init.send(sender=instance)
     signals.worker_ready.send(sender=instance)
+    app.jobs.close()  # receivers may have sent a task: a connection of this process would lie idle for as long as the worker lives
     sys.stdout.flush()  # else every child prints once more what receivers have printed
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from typing import Any
 
 import pytest
 
 from jobrunner.compat.celery import Celery, shared_task
+from jobrunner.compat.celery.exceptions import Unsupported
 from jobrunner.compat.celery.worker import lines_of
 from tests.compat.celery.conftest import APPS
 
@@ -99,6 +102,50 @@ def test_periodic_tasks_that_are_refused_are_in_the_workers_table(dsn):
     app.import_modules()
     found = {(line.rating.value, line.what): line.note for line in lines_of(app)}
     assert found["unsupported", "add_periodic_task"].startswith("1 calls: schedules are not there yet")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Worker", "jobrunner celery-worker"), ("WorkController", "jobrunner celery-worker"), ("Beat", "schedules are not there yet"),
+        ("GroupResult", "workflows are not there yet"), ("ResultSet", "workflows are not there yet"), ("amqp", "there is no broker"),
+        ("loader", "import_modules"), ("log", "signals"), ("steps", "bootsteps"), ("events", "event messages"), ("bugreport", "doctor"),
+    ],
+)  # fmt: skip
+def test_what_an_app_has_not_says_so(name, words):
+    """Whatever is asked of it says what to do instead; for `hasattr` it is not there, and a subclass may have one of its own."""
+    app = Celery("shop")
+    with pytest.raises(Unsupported, match=words) as caught:
+        getattr(app, name)
+    assert f"app.{name}" in str(caught.value)
+    assert not hasattr(app, name)
+    assert getattr(type("Own", (Celery,), {name: "own"})("shop"), name) == "own"
+
+
+def test_two_threads_that_need_a_task_at_once_make_one(dsn):
+    """As two first requests of a web server: one object, which is what the worker's registry has too."""
+    app = Celery("shop", broker=dsn)
+    base: Any = app.Task
+    made: list[Any] = []
+    seen: list[Any] = []
+
+    class Slow(base):  # type: ignore[misc]
+        def __init_subclass__(cls, **kwargs):
+            super().__init_subclass__(**kwargs)
+            made.append(cls)
+            if len(made) == 1:
+                other.start()
+                other.join(0.5)  # as long as it could take to make a second one
+
+    @app.task(base=Slow)
+    def work():
+        return None
+
+    other = threading.Thread(target=lambda: seen.append(work._get_current_object()))
+    seen.append(work._get_current_object())
+    other.join(60)
+    assert len(made) == 1
+    assert seen[0] is seen[1] is app.tasks[work.name]
 
 
 IMPORTED = """

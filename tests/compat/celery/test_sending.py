@@ -223,3 +223,20 @@ def test_how_many_crashes_a_task_may_have(app, connection, monkeypatch, options,
 
     work.delay()
     assert rows(connection, "max_crashes") == [(crashes,)]
+
+
+def test_a_broker_that_is_not_used_is_spoken_of_once(dsn, monkeypatch, caplog):
+    """Where there is no worker with its table the log says it, when the app is used first; a PostgreSQL address is used. No value is shown."""
+    monkeypatch.setenv("JOBRUNNER_DSN", dsn)
+    shop = Celery("warned", broker="redis://:hunter2@nowhere", backend="rpc://")
+
+    @shop.task
+    def add(a, b):
+        return a + b
+
+    assert caplog.messages == []
+    for _ in range(2):
+        assert add.delay(1, 2).state == "PENDING"
+    used = Celery("used", broker=dsn, backend=dsn.replace("postgresql://", "db+postgresql+psycopg://"))
+    used.send_task("other")
+    assert caplog.messages == ["broker_url and result_backend of the Celery settings are not used: tasks and results are rows of PostgreSQL"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -70,10 +71,30 @@ def test_the_environment_goes_before_the_settings_for_addresses(monkeypatch):
 
 @pytest.mark.parametrize("settings", [{"task_serializer": "pickle"}, {"result_serializer": "yaml"}, {"accept_content": ["pickle"]}])
 def test_only_json_is_accepted(settings):
-    """The message says why, and what travels."""
+    """The message says why, and what travels; until it is set right."""
     app = Celery(**settings)
-    with pytest.raises(ImproperlyConfigured, match="typed JSON only"):
-        app.conf.task_default_queue  # noqa: B018
+    for _ in range(2):  # not only the first time that a setting is read
+        with pytest.raises(ImproperlyConfigured, match="typed JSON only"):
+            app.conf.task_default_queue  # noqa: B018
+    app.conf.update(task_serializer="json", result_serializer="json", accept_content=["json"])
+    assert app.conf.task_default_queue == "celery"
+
+
+def test_a_thread_that_comes_while_the_source_is_read_waits_for_it():
+    """Else its first task would go to the default queue."""
+    app = Celery()
+    seen = []
+    other = threading.Thread(target=lambda: seen.append(app.conf.task_default_queue))
+
+    def load():
+        other.start()
+        other.join(0.5)  # as long as it could take to read one
+        return {"task_default_queue": "loaded"}
+
+    app.conf.source(load, None)
+    assert app.conf.task_default_queue == "loaded"
+    other.join(60)
+    assert seen == ["loaded"]
 
 
 def test_a_call_cannot_be_pickled(app):

@@ -147,6 +147,17 @@ def test_a_task_knows_the_name_of_its_worker(behaving, dsn, tmp_path):
     assert unnamed.get(timeout=PATIENCE) == f"celery@{socket.gethostname()}"
 
 
+def test_a_connection_of_a_receiver_is_closed_before_the_first_child(behaving, dsn, tmp_path):
+    """A receiver of worker_ready may send a task: the process from which children are forked keeps no connection of it."""
+    environment = {"BEHAVING_SENDS": "1"}
+    with workers(dsn, tmp_path / "ledger", "celery", "-c", "1", app=APP, environment=environment), psycopg.connect(dsn, autocommit=True) as connection:
+        wait_for_note(tmp_path, "signal worker_process_init")
+        assert connection.execute("SELECT queue FROM jobrunner.v_jobs").fetchall() == [("elsewhere",)]
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'jobrunner' AND datname = current_database()"
+        wait_until(lambda: connection.execute(query).fetchone() == (0,), timeout=PATIENCE, what="no connection to be left")
+        assert behaving.add.delay(1, 2).get(timeout=PATIENCE) == 3
+
+
 def test_limits_of_a_worker_are_for_tasks_that_have_none(behaving, dsn, tmp_path):
     """--time-limit kills and --soft-time-limit raises, in tasks without one; a limit of a task's own goes before them."""
     own, hard = behaving.own_limits.delay(), behaving.once.delay()

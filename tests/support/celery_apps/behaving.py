@@ -133,6 +133,13 @@ def before_the_body(sender, **kwargs):
         _until_stopped("stopped_early")
 
 
+if os.environ.get("BEHAVING_SENDS"):
+
+    @signals.worker_ready.connect
+    def send_one(**kwargs):
+        add.apply_async((1, 1), queue="elsewhere")
+
+
 @celery.task(bind=True)
 def hostname(self):
     return self.request.hostname

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from jobrunner.compat.celery import _state, coding
 from jobrunner.compat.celery.app import retrying
+from jobrunner.compat.celery.app.absent import Absent
 from jobrunner.compat.celery.app.companion import CeleryCompanion, autodiscover, import_modules
 from jobrunner.compat.celery.app.registry import TaskRegistry, duplicate, gen_task_name, header_of, make_task, positional_names
 from jobrunner.compat.celery.app.routes import Router
@@ -44,17 +45,7 @@ _CONFIG_VARIABLE = "CELERY_CONFIG_MODULE"
 _PARTS = {"loader", "amqp", "events", "log", "control", "tasks"}  # of Celery's own, which an application may replace there
 
 
-def _absent(what: str, instead: str) -> Any:
-    """A method that says that it is not there."""
-
-    def method(_self: Any, *_args: Any, **_kwargs: Any) -> NoReturn:
-        raise Unsupported(what, instead)
-
-    method.__doc__ = "Raises Unsupported."
-    return method
-
-
-class Celery:
+class Celery(Absent):
     """A Celery application whose tasks are jobs.
 
     Args:
@@ -108,7 +99,7 @@ class Celery:
         self._tasks = TaskRegistry()
         self._session = session
         self._warned: set[str] = set()
-        self.conf = Settings(namespace=namespace)
+        self.conf = Settings(namespace=namespace, lock=self._lock)
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
         for name, value in {**(changes or {}), "broker_url": broker, "result_backend": backend, "include": include, **settings}.items():
@@ -208,11 +199,13 @@ class Celery:
         if pydantic:
             raise Unsupported("pydantic=True", "annotate the parameters of a native task: models travel by their type")
         name = name or self.gen_task_name(fun.__name__, fun.__module__)
-        known = self._tasks.get(name)
-        if known is not None:
-            self._warn_of_duplicate(known, fun, name)
-            return known  # type: ignore[no-any-return]
-        return self._add(make_task(self, symbol_by_name(base) or self.Task, fun, name, options, bound=bind), options)
+        chosen = symbol_by_name(base) or self.Task
+        with self._lock:  # requests in two threads may need a task at once: both would make it, and workers would run the other one
+            known = self._tasks.get(name)
+            if known is not None:
+                self._warn_of_duplicate(known, fun, name)
+                return known  # type: ignore[no-any-return]
+            return self._add(make_task(self, chosen, fun, name, options, bound=bind), options)
 
     def register_task(self, task: Any, **options: Any) -> Task:
         """Register a task that is written as a class."""
@@ -249,7 +242,8 @@ class Celery:
     def Task(self) -> Any:  # noqa: N802  the name that is used
         """The base class of this app's tasks."""
         base = symbol_by_name(self.task_cls)
-        return type("Task", (base,), {"_app": self, "_bound": False, "__module__": base.__module__, "__doc__": base.__doc__})
+        made = type("Task", (base,), {"_app": self, "_bound": False, "__module__": base.__module__, "__doc__": base.__doc__})
+        return vars(self).setdefault("Task", made)  # there is one, though two threads may come at once
 
     @property
     def tasks(self) -> TaskRegistry:
@@ -382,13 +376,6 @@ class Celery:
     def now(self) -> datetime:
         """This host's clock."""
         return datetime.now(UTC).astimezone(self.timezone)
-
-    # -- what is not there
-
-    start = worker_main = _absent("a worker by app.start() or app.worker_main()", "run `jobrunner celery-worker -A module`")
-    connection = connection_for_read = connection_for_write = broker_connection = _absent(
-        "broker connections", "there is no broker; a message queue of its own is `jobs.queue(name)`"
-    )
 
     def __enter__(self) -> Self:
         return self

@@ -5,9 +5,11 @@ It must not run a task itself (`app.trace` does) nor import Flask before somebod
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
+import weakref
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
     from jobrunner.compat.celery.app.base import Celery
     from jobrunner.compat.celery.app.task import Task
 
+logger = logging.getLogger(__name__)
+
 ON_CRASH = "JOBRUNNER_CELERY_ON_CRASH"
 CRASHES_IF_RETRIED = 3  # deaths of its process after which a task that may run again is quarantined: Jobrunner's default
 _POSTGRES = ("postgresql", "postgres", "jobrunner")
 _ALONE = ("sqla+", "db+", "")  # how kombu and Celery write the addresses of databases
+_warned: weakref.WeakSet[Celery] = weakref.WeakSet()  # apps whose addresses have been spoken of
 
 
 class CeleryRunner(JobRunner):
@@ -65,6 +70,21 @@ def database_url(value: Any) -> str | None:
         if colon and scheme.removeprefix(prefix).partition("+")[0] in _POSTGRES:
             return f"postgresql://{rest}"
     return None
+
+
+def warn_of_addresses(app: Celery, *, silently: bool = False) -> None:
+    """Say in the log, once for each app, that its broker or result backend is not used; never the address, which may hold a password.
+
+    Args:
+        silently: only take it as said: a worker says it in its table.
+    """
+    if app in _warned:
+        return
+    _warned.add(app)
+    unused = [name for name in ("broker_url", "result_backend") if app.conf[name] and database_url(app.conf[name]) is None]
+    if unused and not silently:
+        verb = "is" if len(unused) == 1 else "are"
+        logger.warning("%s of the Celery settings %s not used: tasks and results are rows of PostgreSQL", " and ".join(unused), verb)
 
 
 def hostname_of(app: Celery) -> str:

@@ -71,6 +71,7 @@ def options_of(app: Celery, task: Task | None, given: dict[str, Any], *, checked
 def send(app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any], task: Task | None) -> str:
     """Write one job for a call. Returns the task id; what is raised is in `Task.apply_async`."""
     call = _checked(name, args, kwargs, options, task)
+    runner.warn_of_addresses(app)
     conf = app.conf
     parent = _state.get_current_worker_request()
     _inherit(call.options, parent, inherits_priority=conf.task_inherit_parent_priority)
