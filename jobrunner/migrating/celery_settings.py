@@ -1,12 +1,15 @@
-"""Owns the ratings of Celery's settings, under their names since 4.0, and the older upper-case names of each.
+"""Owns the advice on Celery's settings where more is to be said than that they have their effect, or none.
 
-It must not read anybody's configuration. Source of the names: `celery/app/defaults.py` of Celery 5.7.
+It must not read anybody's configuration, nor list settings: names, older names and what becomes of each are in `compat.celery.conf`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobrunner.compat.celery.conf import OLD_NAMES as OLD
+from jobrunner.compat.celery.conf import SETTINGS as KNOWN
+from jobrunner.compat.celery.conf import Rating as Becomes
 from jobrunner.migrating.ratings import Rating, Row, Rule, rules
 
 if TYPE_CHECKING:
@@ -28,28 +31,14 @@ SETTINGS: tuple[Row, ...] = (
         _CHANGED,
         "Set JOBRUNNER_DSN: there is no broker.",
     ),
-    ("timezone enable_utc imports include", _OK, _NOTHING),
-    ("task_default_queue task_routes task_queues task_create_missing_queues", _OK, _NOTHING),
-    ("task_ignore_result task_track_started task_store_errors_even_if_ignored result_expires result_extended", _OK, _NOTHING),
     ("task_time_limit task_soft_time_limit", _OK, "Nothing to do: the hard limit ends the job's whole process tree."),
-    ("task_always_eager task_eager_propagates task_store_eager_result", _OK, _NOTHING),
-    ("task_annotations", _OK, _NOTHING),
     (
         "task_default_priority task_inherit_parent_priority",
         _CHANGED,
         "Check the direction: 0 to 9, higher first as on RabbitMQ; on Redis Celery takes lower first.",
     ),
-    ("worker_concurrency worker_max_tasks_per_child", _OK, _NOTHING),
     ("worker_max_memory_per_child", _OK, "Nothing to do: in KiB, as in Celery."),
     ("worker_soft_shutdown_timeout", _OK, "Nothing to do: what `jobrunner celery-worker` waits after SIGQUIT."),
-    (
-        (
-            "worker_hijack_root_logger worker_redirect_stdouts worker_redirect_stdouts_level worker_log_format worker_task_log_format"
-            " worker_log_color worker_log_datefmt worker_task_log_datefmt"
-        ),
-        _OK,
-        _NOTHING,
-    ),
     ("worker_pool worker_pool=prefork worker_pool=threads worker_pool=solo", _OK, "Nothing to do: `jobrunner celery-worker -P` says it."),
     ("worker_pool=eventlet worker_pool=gevent", _UNSUPPORTED, "Use threads, or `async def` tasks with --async-slots."),
     (
@@ -73,12 +62,8 @@ SETTINGS: tuple[Row, ...] = (
     ("unknown", _OK, "Nothing to do if it is a name of your own: Celery has no such setting."),
     (
         (
-            "task_acks_on_failure task_acks_on_timeout task_acks_on_failure_or_timeout task_reject_on_worker_lost worker_* task_*"
-            " broker_* result_* event_* control_* redis_* mongodb_* cassandra_* s3_* azureblockblob_* gcs_* couchbase_* arangodb_*"
-            " cosmosdbsql_* elasticsearch_* cache_* database_* worker_prefetch_multiplier worker_disable_prefetch"
-            " worker_eta_task_limit worker_enable_prefetch_count_reduction task_default_exchange task_default_exchange_type"
-            " task_default_routing_key task_default_delivery_mode task_default_queue_type worker_timer worker_state_db"
-            " beat_max_loop_interval beat_sync_every beat_schedule_filename beat_*"
+            "worker_* task_* broker_* result_* event_* control_* redis_* mongodb_* cassandra_* s3_* azureblockblob_* gcs_* couchbase_*"
+            " arangodb_* cosmosdbsql_* elasticsearch_* cache_* database_* beat_*"
         ),
         _OK,
         _IGNORED,
@@ -107,61 +92,26 @@ SETTINGS: tuple[Row, ...] = (
         "Goes with chords: workflows are not there yet.",
     ),
     ("beat_schedule beat_cron_starting_deadline", _UNSUPPORTED, _LATER_BEAT),
-    ("security_*", _CHANGED, "Check who may write into the database: messages are not signed."),
+    (
+        "security_certificate security_cert_store security_key security_key_password security_digest security_*",
+        _CHANGED,
+        "Check who may write into the database: messages are not signed.",
+    ),
     ("*", _CHANGED, "Check the name: it is no setting of Celery 5.7."),
 )
 
-# Where the older name is not the prefix of its group and the rest of the name.
-_OLDER = {
-    "task_serializer": "CELERY_TASK_SERIALIZER", "task_compression": "CELERY_MESSAGE_COMPRESSION", "task_protocol": "CELERY_TASK_PROTOCOL",
-    "task_eager_propagates": "CELERY_EAGER_PROPAGATES_EXCEPTIONS", "task_publish_retry": "CELERY_TASK_PUBLISH_RETRY",
-    "task_publish_retry_policy": "CELERY_TASK_PUBLISH_RETRY_POLICY", "task_send_sent_event": "CELERY_SEND_TASK_SENT_EVENT",
-    "task_soft_time_limit": "CELERYD_TASK_SOFT_TIME_LIMIT", "task_time_limit": "CELERYD_TASK_TIME_LIMIT",
-    "result_cache_max": "CELERY_MAX_CACHED_RESULTS", "result_expires": "CELERY_TASK_RESULT_EXPIRES",
-    "database_url": "CELERY_RESULT_DBURI", "database_engine_options": "CELERY_RESULT_ENGINE_OPTIONS",
-    "database_short_lived_sessions": "CELERY_RESULT_DB_SHORT_LIVED_SESSIONS", "database_table_names": "CELERY_RESULT_DB_TABLENAMES",
-    "worker_direct": "CELERY_WORKER_DIRECT", "worker_disable_rate_limits": "CELERY_DISABLE_RATE_LIMITS",
-    "worker_enable_remote_control": "CELERY_ENABLE_REMOTE_CONTROL", "worker_lost_wait": "CELERYD_WORKER_LOST_WAIT",
-    "worker_redirect_stdouts": "CELERY_REDIRECT_STDOUTS", "worker_redirect_stdouts_level": "CELERY_REDIRECT_STDOUTS_LEVEL",
-    "worker_send_task_events": "CELERY_SEND_EVENTS",
-}  # fmt: skip
-_PREFIXES = (
-    ("accept_content", "CELERY_ACCEPT_CONTENT"), ("enable_utc", "CELERY_ENABLE_UTC"), ("imports", "CELERY_IMPORTS"),
-    ("include", "CELERY_INCLUDE"), ("timezone", "CELERY_TIMEZONE"), ("task_", "CELERY_"), ("worker_", "CELERYD_"), ("beat_", "CELERYBEAT_"),
-    ("broker_", "BROKER_"), ("", "CELERY_"),
-)  # fmt: skip
-# Settings with no row of their own above, whose older names are to be known as well.
-_MORE = """
-    broker_transport_options broker_connection_timeout broker_connection_retry broker_connection_retry_on_startup
-    broker_connection_max_retries broker_failover_strategy broker_heartbeat broker_login_method broker_pool_limit broker_use_ssl
-    task_compression task_protocol task_publish_retry task_publish_retry_policy task_send_sent_event task_queue_max_priority
-    task_remote_tracebacks task_default_exchange_type result_cache_max result_persistent result_compression
-    result_backend_transport_options result_exchange result_exchange_type result_chord_retry_interval result_chord_join_timeout
-    worker_direct worker_disable_rate_limits worker_enable_remote_control worker_lost_wait worker_send_task_events worker_pool_restarts
-    worker_cancel_long_running_tasks_on_connection_loss worker_proc_alive_timeout worker_pool_putlocks worker_timer_precision
-    worker_enable_soft_shutdown_on_idle worker_deduplicate_successful_tasks worker_detect_quorum_queues worker_pool_start_method
-    redis_backend_use_ssl redis_host redis_port redis_db redis_password redis_max_connections redis_socket_timeout
-    mongodb_backend_settings cache_backend cache_backend_options database_url database_engine_options database_short_lived_sessions
-    database_table_names database_table_schemas event_queue_expires event_queue_ttl event_queue_prefix event_serializer
-    security_key security_certificate security_cert_store beat_max_loop_interval
-"""
+# What is said of a setting that has no row above.
+_REST = {
+    Becomes.UNDERSTOOD: (_OK, _NOTHING),
+    Becomes.IGNORED: (_OK, _IGNORED),
+    Becomes.UNSUPPORTED: (_UNSUPPORTED, "Take it out: nothing is in its place, as the worker says at its start."),
+}
 
+# What an application may well call something of its own: settings of result stores that are not used here.
+_OF_ANYBODY = ("s3_", "gcs_")
 
-def _names() -> Iterator[str]:
-    for names, _, _ in SETTINGS:
-        yield from (name for name in names.split() if "=" not in name and "*" not in name and name not in {"update", "unknown"})
-    yield from _MORE.split()
-
-
-def _old_name(name: str) -> str:
-    if name in _OLDER:
-        return _OLDER[name]
-    prefix, old = next((prefix, old) for prefix, old in _PREFIXES if name.startswith(prefix))
-    return old + name.removeprefix(prefix).upper() if prefix in {"", "task_", "worker_", "beat_", "broker_"} else old
-
-
-NAMES = frozenset(_names())
-OLD_NAMES = {_old_name(name): name for name in NAMES}
+NAMES = frozenset(name for name in KNOWN if not name.startswith(_OF_ANYBODY))
+OLD_NAMES = {old: name for old, name in OLD.items() if old.startswith(("CELERY", "BROKER_"))}  # others may be anybody's
 _NAMESPACE = "CELERY_"  # most give config_from_object(…, namespace="CELERY"), or write the names so by habit
 
 
@@ -176,5 +126,9 @@ def setting_of(name: str) -> str | None:
 
 
 def all_rules() -> Iterator[Rule]:
-    """Every rule about settings."""
-    return rules("celery", "config", SETTINGS)
+    """Every rule about settings: those above, and one for each other setting that is known."""
+    said = {name for names, _, _ in SETTINGS for name in names.split()}
+    yield from rules("celery", "config", SETTINGS)
+    for name, feature in KNOWN.items():
+        if name not in said:
+            yield Rule("celery", "config", name, *_REST[feature.rating])

@@ -10,6 +10,8 @@ import pytest
 from jobrunner.cli.celery_flags import IGNORED, REFUSED
 from jobrunner.cli.celery_worker import celery_worker
 from jobrunner.cli.migrate_check import _RATINGS, _WAYS
+from jobrunner.compat.celery.conf import SETTINGS
+from jobrunner.compat.celery.conf import Rating as Becomes
 from jobrunner.migrating.celery_flags import FLAGS, SPELLINGS, flag
 from jobrunner.migrating.celery_settings import NAMES, OLD_NAMES, setting_of
 from jobrunner.migrating.ratings import WAYS, Rating, all_rules, find
@@ -103,7 +105,8 @@ def test_a_name_is_rated_once():
         ("task option", "serializer", "json", "serializer=json"),
         ("task option", "serializer", None, "serializer"),
         ("task option", "of_our_own", None, "*"),
-        ("config", "redis_socket_timeout", None, "redis_*"),
+        ("config", "redis_socket_timeout", None, "redis_socket_timeout"),
+        ("config", "redis_something_new", None, "redis_*"),
         ("config", "worker_something_new", None, "worker_*"),
         ("config", "of_our_own", None, "*"),
         ("import", "celery.worker.consumer.Consumer", None, "celery.worker.*"),
@@ -153,10 +156,20 @@ def test_upper_case_names_are_known(old, new):
     assert new in NAMES
 
 
+def test_a_setting_is_rated_as_the_facade_takes_it():
+    """Unsupported there is unsupported here; what is ignored or understood there is not. Every setting has a rule of its own."""
+    known = {name: rule_of("config", name) for name in SETTINGS}
+    assert [name for name, rule in known.items() if rule.name != name] == []
+    refused = {name for name, feature in SETTINGS.items() if feature.rating is Becomes.UNSUPPORTED}
+    assert {name for name, rule in known.items() if rule.rating is Rating.UNSUPPORTED} == refused
+    assert [name for rule in all_rules() if rule.kind == "config" and (name := rule.name.partition("=")[0]) not in {*SETTINGS, "update", "unknown"} and "*" not in name] == []
+
+
 def test_other_upper_case_names_are_not_taken_for_settings():
     """A name of an application's own is no setting; one that looks like one is told apart."""
     assert setting_of("SQLALCHEMY_DATABASE_URI") is None
     assert setting_of("BROKER_FEE") is None
+    assert setting_of("S3_BUCKET") is None
     assert setting_of("CELERY_OF_OUR_OWN") == "unknown"
     assert len(OLD_NAMES) > 100
 
