@@ -316,7 +316,7 @@ def what_instead(value: object) -> str:
     if is_orm_object(value):
         return "pass the id, and load the object in the task"
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return "pass base64 text, or store the bytes and pass their id or path"
+        return "annotate the parameter, pass base64 text, or store the bytes and pass their id or path"
     return "pass an id, a path or plain data (text, numbers, lists, dicts)"
 
 

@@ -22,6 +22,7 @@ from jobrunner.jsonvalues import Refusal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+MARK = "$"  # a member's name that begins with it is a tag
 _PLAIN_BITS = 14_000  # of an int, about 4,200 digits: with more, Python's own JSON reader refuses it
 _ZONE = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 

@@ -16,13 +16,12 @@ from jobrunner import errors, scalars
 from jobrunner import jsonvalues as jv
 from jobrunner.errors import JobrunnerError
 from jobrunner.jsonvalues import Refusal
-from jobrunner.scalars import UnreadableValue, listed
+from jobrunner.scalars import MARK, UnreadableValue, listed
 from jobrunner.travelling import advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MARK = "$"  # a member's name that begins with it is a tag
 MAX_DEPTH = jv.MAX_DEPTH - 4  # of JSON: what stands around it in the row has some levels, too
 __all__ = ["NoClasses", "RemoteError", "UnreadableValue", "Values"]
 

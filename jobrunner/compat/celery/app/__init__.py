@@ -5,12 +5,17 @@ It must not make an app before one is needed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from jobrunner.compat.celery import _state
 from jobrunner.compat.celery.app.base import Celery
 from jobrunner.compat.celery.app.task import Task
 from jobrunner.compat.celery.local import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobrunner.compat.celery.app.typed import BoundDecorator, Decorator, P, R, TaskOf
 
 __all__ = ["Celery", "Task", "app_or_default", "shared_task"]
 
@@ -20,6 +25,14 @@ def app_or_default(app: Celery | None = None) -> Celery:
     return app or _state.get_current_app()
 
 
+@overload
+def shared_task(function: Callable[P, R], /) -> TaskOf[P, R]: ...
+@overload
+def shared_task(*, bind: Literal[True], **opts: Any) -> BoundDecorator: ...
+@overload
+def shared_task(*, bind: Literal[False] = False, **opts: Any) -> Decorator: ...
+@overload
+def shared_task(*args: Any, **opts: Any) -> Any: ...
 def shared_task(*args: Any, **kwargs: Any) -> Any:
     """Make a function a task of every app; what is returned stands for that of the current one. With or without parentheses."""
 

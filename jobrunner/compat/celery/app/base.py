@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections import deque
 from datetime import UTC, datetime, tzinfo
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, overload
 
 from jobrunner.compat.celery import _state, coding
 from jobrunner.compat.celery.app import retrying
@@ -34,10 +34,11 @@ from jobrunner.compat.celery.settings import Settings, read_object, symbol_by_na
 from jobrunner.compat.celery.utils.dispatch import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from jobrunner.app import JobRunner
     from jobrunner.compat.celery.app.control import Control
+    from jobrunner.compat.celery.app.typed import BoundDecorator, Decorator, P, R, TaskOf
     from jobrunner.compat.celery.backend import Backend
     from jobrunner.compat.celery.result import AsyncResult
 
@@ -167,6 +168,14 @@ class Celery(Absent):
 
     # -- tasks
 
+    @overload
+    def task(self, function: Callable[P, R], /) -> TaskOf[P, R]: ...
+    @overload
+    def task(self, *, bind: Literal[True], **opts: Any) -> BoundDecorator: ...
+    @overload
+    def task(self, *, bind: Literal[False] = False, **opts: Any) -> Decorator: ...
+    @overload
+    def task(self, *args: Any, **opts: Any) -> Any: ...
     def task(self, *args: Any, **opts: Any) -> Any:
         """Make a function a task; with or without parentheses. Options are those of `options.TASK_OPTIONS`.
 
