@@ -15,7 +15,7 @@ from jobrunner.compat.celery import signals
 from jobrunner.compat.celery.app import runner
 from jobrunner.compat.celery.conf import Rating
 from jobrunner.compat.celery.options import NAMES, TASK_OPTIONS
-from jobrunner.compat.celery.utils.log import TaskFormatter, task_logger
+from jobrunner.compat.celery.utils.log import LoggingProxy, TaskFormatter, get_logger, task_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +93,17 @@ def set_up_logging(app: Celery) -> None:
         _add_handler(task_logger, TaskFormatter(conf.worker_task_log_format, datefmt=conf.worker_task_log_datefmt), chosen)
         _print_once()
     signals.after_setup_task_logger.send(sender=None, logger=task_logger, **{**facts, "format": conf.worker_task_log_format})
+
+
+def redirect_streams(app: Celery) -> None:
+    """In a child: what tasks print is logged, as in Celery, unless a receiver of `setup_logging` has set up logging by itself."""
+    conf = app.conf
+    if not conf.worker_redirect_stdouts or signals.setup_logging.receivers:
+        return
+    given = conf.worker_redirect_stdouts_level or "WARNING"
+    level = given if isinstance(given, int) else logging.getLevelNamesMapping().get(str(given).upper(), logging.WARNING)
+    logger = get_logger("celery.redirected")
+    sys.stdout, sys.stderr = (LoggingProxy(logger, level, stream) for stream in (sys.stdout, sys.stderr))
 
 
 def _add_handler(logger: logging.Logger, formatter: logging.Formatter, level: int) -> None:

@@ -222,6 +222,26 @@ def test_what_a_task_logs_is_in_the_jobs_log_and_on_stderr(behaving, dsn, tmp_pa
     assert any(name == "celery.app.trace" and f"behaving.add[{sent.id}] succeeded in" in message for name, message in kept)
 
 
+def test_what_a_task_prints_is_logged(behaving, dsn, tmp_path):
+    """A record for each line, by Celery's logger, on stderr and in the job's log; with `worker_redirect_stdouts` off it is printed."""
+    sent = behaving.speak.delay()
+    with workers(dsn, tmp_path / "ledger", "celery", "--drain", app=APP) as [worker]:
+        assert worker.wait() == 0
+        assert [line.split("] ", 1)[1] for line in worker.text().splitlines() if line.endswith(("in parts", "half a line", "logged"))] == [
+            "said in parts", "logged", "half a line",
+        ]  # fmt: skip
+    with psycopg.connect(dsn) as connection:
+        kept = connection.execute("SELECT logger, level, message FROM jobrunner.v_logs WHERE logger <> 'celery.app.trace' ORDER BY line").fetchall()
+    assert [(name, message) for name, _, message in kept] == [
+        ("celery.redirected", "said in parts"), ("of_somebody", "logged"), ("celery.redirected", "half a line"),
+    ]  # fmt: skip
+    assert sent.state == "SUCCESS"
+    behaving.speak.delay()
+    with workers(dsn, tmp_path / "ledger", "celery", "--drain", app=APP, environment={"BEHAVING_PRINTS": "1"}) as [worker]:
+        assert worker.wait() == 0
+        assert "said in parts" in worker.text().splitlines()
+
+
 def test_a_receiver_of_setup_logging_does_it_all(behaving, dsn, tmp_path):
     """Then no handler of ours is there."""
     behaving.add.delay(1, 2)

@@ -18,6 +18,8 @@ from tests.support.waiting import wait_until
 celery = Celery("behaving", broker="redis://:hunter2@nowhere")
 celery.conf.update(task_default_rate_limit=None, worker_prefetch_multiplier=1, beat_schedule={}, SECRET_KEY="swordfish")
 logger = get_task_logger(__name__)
+if os.environ.get("BEHAVING_PRINTS"):
+    celery.conf.worker_redirect_stdouts = False
 if os.environ.get("BEHAVING_BEAT"):
     celery.conf.beat_schedule = {"every": {"task": "behaving.add", "schedule": 30.0}}
 
@@ -31,6 +33,13 @@ def note(*words):
 def add(a, b):
     logger.info("adding")
     return a + b
+
+
+@celery.task
+def speak():
+    print("said", "in parts")
+    print("half a line", end="", file=sys.stderr)
+    logging.getLogger("of_somebody").warning("logged")
 
 
 @celery.task(rate_limit="10/m")

@@ -38,7 +38,10 @@ class CeleryCompanion:
         signals.worker_shutdown.send(sender=worker.instance_of(self._app))
 
     def process_began(self) -> None:
-        """Send the signals of a child."""
+        """Have what it prints logged, and send the signals of a child."""
+        from jobrunner.compat.celery import worker
+
+        worker.redirect_streams(self._app)
         self._app.on_after_fork.send(sender=self._app)
         signals.worker_process_init.send(sender=None)
 

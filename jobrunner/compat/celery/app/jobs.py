@@ -16,6 +16,7 @@ from jobrunner.compat.celery.app.runner import hostname_of, native_priority, run
 from jobrunner.compat.celery.app.trace import trace
 from jobrunner.compat.celery.backend import state_patch
 from jobrunner.compat.celery.exceptions import EncodeError, WorkerLostError
+from jobrunner.compat.celery.utils.log import flush_proxies
 from jobrunner.control import Cancel, Fail, JobStopped, Snooze
 from jobrunner.control import Retry as NativeRetry
 from jobrunner.current import current_or_none
@@ -68,7 +69,10 @@ def run_job(app: Celery, task: Task, stored: dict[str, Any]) -> Any:
         sink = JobSink(app, task, context, request, database)
         _refuse(sink, begun, kept)
         with _state.joining(blocks=True):
-            outcome = trace(task, request, sink)
+            try:
+                outcome = trace(task, request, sink)
+            finally:
+                flush_proxies()
     except JobStopped as stopped:
         if runs_once and stopped.reason == "deploy" and not (sink is not None and sink.has_begun):
             # Given back, it would look like a task that was interrupted, which is not to be begun twice; this one has not been begun.

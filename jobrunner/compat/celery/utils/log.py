@@ -1,4 +1,4 @@
-"""Owns the loggers that code takes from `celery.utils.log`, and the format that has a task's name and id.
+"""Owns the loggers that code takes from `celery.utils.log`, the format that has a task's name and id, and the stream that logs.
 
 It must not set levels nor add handlers: `worker` does, where a worker runs.
 """
@@ -6,6 +6,8 @@ It must not set levels nor add handlers: `worker` does, where a worker runs.
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 from typing import Any
 
 from jobrunner.compat.celery import _state
@@ -59,3 +61,61 @@ class TaskFormatter(ColorFormatter):
         record.__dict__.setdefault("task_name", task.name if known and task is not None else "???")
         record.__dict__.setdefault("task_id", task.request.id if known and task is not None else "???")
         return super().format(record)
+
+
+class LoggingProxy:
+    """A stream whose lines are log records, so that what a task prints has a time and a place, and stands in the job's log.
+
+    Args:
+        logger: takes the records, at `level`.
+        stream: what it stands for; handlers that write to this one while a record is logged write there.
+    """
+
+    closed = False
+
+    def __init__(self, logger: logging.Logger, level: int, stream: Any) -> None:
+        self._logger, self._level, self._stream = logger, level, stream
+        self._own = threading.local()
+
+    def write(self, data: str) -> int:
+        """Keep the text, and log each line that is complete."""
+        if getattr(self._own, "is_logging", False):
+            self._stream.write(data)
+            return len(data)
+        *lines, self._own.rest = (getattr(self._own, "rest", "") + str(data)).split("\n")
+        self._log(lines)
+        return len(data)
+
+    def writelines(self, sequence: Any) -> None:
+        """Each of them."""
+        for part in sequence:
+            self.write(part)
+
+    def flush(self) -> None:
+        """Log what is left of a line."""
+        rest, self._own.rest = getattr(self._own, "rest", ""), ""
+        self._log([rest])
+        self._stream.flush()
+
+    def _log(self, lines: list[str]) -> None:
+        self._own.is_logging = True
+        try:
+            for line in lines:
+                if line.strip():
+                    self._logger.log(self._level, "%s", line)
+        finally:
+            self._own.is_logging = False
+
+    def isatty(self) -> bool:
+        """It is none."""
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def flush_proxies() -> None:
+    """Log what is left of a line, while the job that printed it is the current one."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, LoggingProxy):
+            stream.flush()
