@@ -166,6 +166,14 @@ def test_limits_are_passed_on(shop):
     assert "--time-limit" not in native(shop, "-A", "shop", "--time-limit", "0")
 
 
+def test_memory_of_a_child_is_in_kib(shop):
+    """As in Celery; a number that can only be meant as MB is refused."""
+    assert "--max-memory-per-child 200000KiB" in native(shop, "-A", "shop", "--max-memory-per-child", "200000")
+    said = shop("celery-worker", "-A", "shop", "--max-memory-per-child", "200", ok=None)
+    assert said.code == 2
+    assert "is 200 KiB, less than a child holds" in said.err
+
+
 def test_the_app_is_found_in_the_environment_and_in_another_directory(shop):
     """CELERY_APP, as for celery itself; --workdir comes first."""
     assert "--app shop.celery:app" in native(shop, env={"CELERY_APP": "shop"})

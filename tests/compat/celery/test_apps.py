@@ -91,6 +91,20 @@ def test_modules_are_discovered_and_one_that_cannot_be_imported_ends_the_start(d
         broken.import_modules()
 
 
+def test_modules_of_the_settings_are_imported(dsn, tmp_path, monkeypatch):
+    """`imports` and `include`, as a list or one name; the settings may be named by an environment variable."""
+    for name in ("one_shop", "other_shop", "third_shop"):
+        text = f"from jobrunner.compat.celery import shared_task\n\n\n@shared_task(name='of_{name}')\ndef task():\n    return 1\n"
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "shop_settings.py").write_text("imports = ['one_shop', 'other_shop']\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("CELERY_CONFIG_MODULE", "shop_settings")
+    app = Celery("shop", broker=dsn, include="third_shop")
+    app.config_from_envvar()
+    app.import_modules()
+    assert {"of_one_shop", "of_other_shop", "of_third_shop"} <= set(app.tasks)
+
+
 def test_periodic_tasks_that_are_refused_are_in_the_workers_table(dsn):
     """They are added by a signal's receiver, whose error is only logged."""
     app = Celery("shop", broker=dsn)

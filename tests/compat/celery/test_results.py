@@ -148,3 +148,22 @@ def test_waiting_has_an_end(app):
     for result in (work.delay(), app.AsyncResult("nobody")):
         with pytest.raises(TimeoutError):
             result.get(timeout=0.05)
+
+
+def test_what_follows_a_result(app, run):
+    """`then` calls one function for success and another for failure; `date_done` is an aware moment, of a finished task only."""
+
+    @app.task
+    def work(fails):
+        if fails:
+            raise LookupError("gone")
+        return 3
+
+    done, failed = work.delay(False), work.delay(True)
+    assert done.date_done is None
+    run()
+    seen = []
+    assert done.then(lambda result: seen.append(result.result), on_error=seen.append) is done
+    failed.then(seen.append, on_error=lambda result: seen.append(repr(result.info)))
+    assert seen == [3, "LookupError('gone')"]
+    assert done.date_done.utcoffset() == timedelta(0)

@@ -334,3 +334,19 @@ def test_a_result_that_cannot_be_stored_is_a_failure(app, run):
     run()
     assert sent.state == "FAILURE"
     assert "cannot travel" in str(sent.info)
+
+
+def test_an_expected_error_is_no_alarm_in_the_log(app, run, caplog):
+    """`throws` makes it INFO without a traceback, any other error is ERROR with one; `shadow` is the name in these lines."""
+
+    @app.task(throws=(KeyError,))
+    def work(error):
+        raise {"expected": KeyError, "unexpected": LookupError}[error]("gone")
+
+    sent = [work.delay("expected"), work.apply_async(("unexpected",), shadow="of the night")]
+    with caplog.at_level("INFO", logger="celery.app.trace"):
+        run()
+    told = {record.getMessage().split("]")[0]: (record.levelname, bool(record.exc_info)) for record in caplog.records if record.name == "celery.app.trace"}
+    assert told == {f"Task {work.name}[{sent[0].id}": ("INFO", False), f"Task of the night[{sent[1].id}": ("ERROR", True)}
+    assert [one.state for one in sent] == ["FAILURE", "FAILURE"]
+    assert sent[1].name == "of the night"

@@ -225,6 +225,25 @@ def test_how_many_crashes_a_task_may_have(app, connection, monkeypatch, options,
     assert rows(connection, "max_crashes") == [(crashes,)]
 
 
+def test_a_priority_of_the_settings_is_that_of_tasks_without_one(app, connection):
+    """Of tasks of this code base and of others; the task's own and the call's go before it."""
+    app.conf.task_default_priority = 3
+
+    @app.task
+    def plain():
+        return None
+
+    @app.task(priority=5)
+    def urgent():
+        return None
+
+    plain.delay()
+    urgent.delay()
+    urgent.apply_async(priority=9)
+    app.send_task("of_others")
+    assert [row[0] for row in rows(connection, "priority")] == [-3, -5, -9, -3]
+
+
 def test_a_broker_that_is_not_used_is_spoken_of_once(dsn, monkeypatch, caplog):
     """Where there is no worker with its table the log says it, when the app is used first; a PostgreSQL address is used. No value is shown."""
     monkeypatch.setenv("JOBRUNNER_DSN", dsn)

@@ -242,6 +242,18 @@ def test_what_a_task_prints_is_logged(behaving, dsn, tmp_path):
         assert "said in parts" in worker.text().splitlines()
 
 
+def test_formats_of_the_log_are_those_of_the_settings(behaving, dsn, tmp_path):
+    """That of tasks, and that of everything else; with `worker_hijack_root_logger` off a worker adds no handler."""
+    for environment, wanted in (({"BEHAVING_FORMAT": "own"}, ["behaving.add says adding", "rest said in parts"]), ({"BEHAVING_FORMAT": "none"}, [])):
+        behaving.add.delay(1, 2)
+        behaving.speak.delay()
+        environment["JOBRUNNER_CELERY_LOGLEVEL"] = "INFO"
+        with workers(dsn, tmp_path / "ledger", "celery", "-c", "1", "--drain", app=APP, environment=environment) as [worker]:
+            assert worker.wait() == 0
+            printed = [line for line in worker.text().splitlines() if line.endswith((" adding", " in parts"))]
+        assert [line for line in printed if line != "said in parts"] == wanted
+
+
 def test_a_receiver_of_setup_logging_does_it_all(behaving, dsn, tmp_path):
     """Then no handler of ours is there."""
     behaving.add.delay(1, 2)

@@ -20,6 +20,11 @@ celery.conf.update(task_default_rate_limit=None, worker_prefetch_multiplier=1, b
 logger = get_task_logger(__name__)
 if os.environ.get("BEHAVING_PRINTS"):
     celery.conf.worker_redirect_stdouts = False
+match os.environ.get("BEHAVING_FORMAT"):
+    case "own":
+        celery.conf.update(worker_task_log_format="%(task_name)s says %(message)s", worker_log_format="rest %(message)s")
+    case "none":
+        celery.conf.worker_hijack_root_logger = False
 if os.environ.get("BEHAVING_BEAT"):
     celery.conf.beat_schedule = {"every": {"task": "behaving.add", "schedule": 30.0}}
 
