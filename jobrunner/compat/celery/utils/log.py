@@ -5,6 +5,7 @@ It must not set levels nor add handlers: `worker` does, where a worker runs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -118,4 +119,5 @@ def flush_proxies() -> None:
     """Log what is left of a line, while the job that printed it is the current one."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, LoggingProxy):
-            stream.flush()
+            with contextlib.suppress(OSError, ValueError):  # a task may have closed what is behind it
+                stream.flush()
