@@ -42,11 +42,7 @@ TASK_OPTIONS: tuple[Row, ...] = (
     ),
     ("abstract", _OK, _NOTHING),
     ("run_every relative", _UNSUPPORTED, _LATER_BEAT),
-    (
-        "rate_limit",
-        _UNSUPPORTED,
-        "Keep such tasks on Celery, or give them a queue of their own with few slots: there is no rate limit yet.",
-    ),
+    ("rate_limit", _OK, "Nothing to do: the rate is that of each worker, as in Celery."),
     (
         "pydantic pydantic_strict pydantic_context pydantic_dump_kwargs",
         _UNSUPPORTED,

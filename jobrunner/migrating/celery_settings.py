@@ -69,11 +69,6 @@ SETTINGS: tuple[Row, ...] = (
         _IGNORED,
     ),
     (
-        "task_default_rate_limit",
-        _UNSUPPORTED,
-        "Keep such tasks on Celery, or give them a queue of their own with few slots: there is no rate limit yet.",
-    ),
-    (
         "task_acks_late task_retry_on_worker_lost",
         _CHANGED,
         (

@@ -20,7 +20,7 @@ TREE = {
     "shop/tasks.py": """
         from .work import app
 
-        @app.task(bind=True, rate_limit='10/m', acks_late=True)
+        @app.task(bind=True, pydantic=True, acks_late=True)
         def send(self, user_id):
             raise self.retry(countdown=5)
 
@@ -44,8 +44,8 @@ def test_the_list_is_grouped_and_summed(checker):
     assert said.code == 1
     lines = said.lines()
     assert lines[0] == "unsupported"
-    first = lines.index("  task option rate_limit  (celery, once)")
-    assert lines[first + 1].startswith("    Keep such tasks on Celery")
+    first = lines.index("  task option pydantic  (celery, once)")
+    assert lines[first + 1].startswith("    Make it a native task")
     assert "    shop/tasks.py:3:22" in lines[first + 1 : first + 4]
     twice = lines.index("  call delay  (celery, 2 times)")
     assert lines[twice + 2 : twice + 4] == ["    shop/tasks.py:7:6", "    shop/tasks.py:8:6"]
@@ -64,7 +64,7 @@ def test_the_document_has_every_use(checker):
     assert document["counts"]["celery"] == {"unsupported": 1, "changed": 2, "ok": 11}
     [use] = checker("migrate-check", "--json", "--only", "unsupported", ok=None).json["uses"]
     assert use == {
-        "path": "shop/tasks.py", "cell": None, "line": 3, "column": 22, "way": "celery", "kind": "task option", "what": "task option rate_limit",
+        "path": "shop/tasks.py", "cell": None, "line": 3, "column": 22, "way": "celery", "kind": "task option", "what": "task option pydantic",
         "rating": "unsupported", "advice": use["advice"], "certain": True,
     }  # fmt: skip
 
@@ -73,7 +73,7 @@ def test_only_and_way_choose_what_is_shown(checker):
     """Ratings and ways by name, several with commas; the sums are of the ways that were looked for."""
     write_tree(checker.home, {"shop/thread.py": "import threading\nthreading.Timer(1, f).start()\n"})
     changed = checker("migrate-check", "shop", "--only", "changed,ok", "--exit-zero")
-    assert "rate_limit" not in changed.out
+    assert "pydantic" not in changed.out
     assert "acks_late" in changed.out
     threads = checker("migrate-check", "shop", "--way", "threads")
     assert "thread Timer" in threads.out

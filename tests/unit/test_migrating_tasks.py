@@ -42,7 +42,7 @@ def test_every_option_is_named_with_its_place(tmp_path):
         "bind": (3, 14, "ok"),
         "max_retries": (3, 25, "ok"),
         "autoretry_for": (4, 14, "ok"),
-        "rate_limit": (4, 40, "unsupported"),
+        "rate_limit": (4, 40, "ok"),
         "acks_late": (5, 14, "changed"),
         "of_our_own": (5, 30, "ok"),
     }

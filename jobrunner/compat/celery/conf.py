@@ -50,7 +50,6 @@ _REMOTE = "there are no control messages: workers are seen through their rows"
 _PREFETCH = "nothing is prefetched: a worker claims one job for each free slot"
 _BEAT = "schedules are not there yet: keep `celery beat`, or cron, for them until they are"
 _POOL = "children are forked from one process that has imported the app"
-_SOON = "Jobrunner has no rate limit yet: the tasks run as fast as there are slots"
 _FLAG = "an option of `jobrunner celery-worker`"
 
 DEFAULT_PROCESS_LOG_FORMAT = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
@@ -134,7 +133,7 @@ _SETTINGS: tuple[tuple[str, Any, Rating, str], ...] = (
     ("task_default_exchange", None, _I, _BROKER),
     ("task_default_exchange_type", "direct", _I, _BROKER),
     ("task_default_routing_key", None, _I, "queues are chosen by name"),
-    ("task_default_rate_limit", None, _X, _SOON),
+    ("task_default_rate_limit", None, _U, "rate_limit of tasks that have none"),
     ("task_default_priority", None, _U, "0 to 9; higher runs first, or lower when broker_url is of Redis"),
     ("task_ignore_result", False, _U, "neither state nor result can be read by AsyncResult; the job's row is kept"),
     ("task_protocol", 2, _I, _BROKER),
@@ -174,7 +173,7 @@ _SETTINGS: tuple[tuple[str, Any, Rating, str], ...] = (
     ("worker_eta_task_limit", None, _I, "a job that is due later waits in its row"),
     ("worker_cancel_long_running_tasks_on_connection_loss", False, _I, "tasks go on while the database is away"),
     ("worker_deduplicate_successful_tasks", False, _I, "a job that has succeeded is never claimed again"),
-    ("worker_disable_rate_limits", False, _I, "there are none"),
+    ("worker_disable_rate_limits", False, _U, "on: tasks run as fast as there are slots"),
     ("worker_pool", "prefork", _U, f"prefork, threads or solo; -P, {_FLAG}"),
     ("worker_pool_putlocks", True, _I, _POOL),
     ("worker_pool_restarts", False, _I, _POOL),

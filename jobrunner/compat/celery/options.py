@@ -10,7 +10,7 @@ from types import MappingProxyType
 from jobrunner.compat.celery.conf import Feature, Rating
 
 _U, _I, _X = Rating.UNDERSTOOD, Rating.IGNORED, Rating.UNSUPPORTED
-_SOON = "Jobrunner has no rate limit yet: the task runs as fast as there are slots"
+_LATER = "set it on the task and deploy: workers take no such orders"
 _FLOW = "workflows are not there yet: send the next task at the end of this one, or with link="
 _SIGNED = "stamps are not kept: pass headers= instead"
 
@@ -48,7 +48,7 @@ TASK_OPTIONS = _features(
     ("priority", _U, "0 to 9; higher runs first, or lower when broker_url is of Redis"),
     ("expires", _U, "seconds or a moment after which it is not run any more"),
     ("shadow_name", _U, "the name in logs and in `shadow` of the request"),
-    ("rate_limit", _X, _SOON),
+    ("rate_limit", _U, "10/s, 10/m, 10/h or a number a second: starts in each worker, as in Celery"),
     ("serializer", _U, "must be json"),
     ("compression", _I, "PostgreSQL compresses by itself"),
     ("resultrepr_maxsize", _I, "what a task returned is not in the log"),
@@ -101,7 +101,7 @@ NAMES = _features(
     ("schedules.crontab", _X, "schedules are not there yet: keep `celery beat`, or cron, for them until they are"),
     ("schedules.solar", _X, "there will be no schedules by the sun"),
     ("add_periodic_task", _X, "schedules are not there yet: keep `celery beat`, or cron, for them until they are"),
-    ("control.rate_limit", _X, _SOON),
+    ("control.rate_limit", _X, _LATER),
     ("control.shutdown", _U, "ends workers of this host; elsewhere the service manager has to"),
 )  # fmt: skip
 """Names of Celery's whose use is not what it was."""

@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobrunner.compat.celery import signals
-from jobrunner.compat.celery.app import runner
+from jobrunner.compat.celery.app import rates, runner
 from jobrunner.compat.celery.conf import Rating
 from jobrunner.compat.celery.options import NAMES, TASK_OPTIONS
 from jobrunner.compat.celery.utils.log import LoggingProxy, TaskFormatter, get_logger, task_logger
@@ -63,6 +63,9 @@ def began(app: Celery) -> None:
     for module in ("jobrunner.compat.celery.rows", "jobrunner.references", "jobrunner.enqueue", "jobrunner.store"):
         importlib.import_module(module)  # the driver and SQLAlchemy take half a second: here once, not in every child, on a task's time
     runner.warn_of_addresses(app, silently=True)
+    for task in app.tasks.values():
+        rates.interval_of(task.rate_limit)  # what makes no sense ends the start, as in Celery, and not one task after the other
+    rates.rates_of(app)  # made here, so that the children share it
     instance = instance_of(app)
     signals.celeryd_init.send(sender=instance.hostname, instance=instance, conf=app.conf, options={})
     set_up_logging(app)
@@ -149,19 +152,17 @@ def report(app: Celery) -> str:
 
 
 def lines_of(app: Celery) -> Iterator[Line]:
-    """One line for each setting that is set, each option of tasks that is not honoured, and each signal that is never sent."""
+    """One line for each setting that is set, the tasks with a rate, schedules that are refused, and each signal that is never sent."""
     for name, feature in app.conf.ones_set().items():
         if feature.rating is Rating.UNSUPPORTED and app.conf[name] == feature.default:
             continue  # it asks for nothing
         note = feature.note
         if name == "beat_schedule":
             note = f"{len(app.conf[name])} entries ({_some(app.conf[name])}): {note}"
-        if name == "task_default_rate_limit" and app.conf.worker_disable_rate_limits:
-            continue
         yield Line(feature.rating, name, note)
     limited = [task.name for task in app.tasks.values() if task.rate_limit]
     if limited and not app.conf.worker_disable_rate_limits:
-        yield Line(Rating.UNSUPPORTED, "rate_limit", f"of {_some(limited)}: {TASK_OPTIONS['rate_limit'].note}")
+        yield Line(Rating.UNDERSTOOD, "rate_limit", f"of {_some(limited)}: {TASK_OPTIONS['rate_limit'].note}")
     if app.refused_periodic:
         yield Line(Rating.UNSUPPORTED, "add_periodic_task", f"{app.refused_periodic} calls: {NAMES['add_periodic_task'].note}")
     for signal in signals.NEVER_SENT:

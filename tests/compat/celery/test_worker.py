@@ -174,6 +174,21 @@ def test_limits_of_a_worker_are_for_tasks_that_have_none(behaving, dsn, tmp_path
         assert soft.get(timeout=PATIENCE) == memory.get(timeout=PATIENCE) == "cleaned up"
 
 
+def test_a_rate_is_that_of_the_worker(behaving, dsn, tmp_path):
+    """All its children share it, and who is too early takes no slot: another task runs meanwhile. It can be switched off."""
+    for _ in range(6):
+        behaving.hourly.delay()
+    with workers(dsn, tmp_path / "ledger", "celery", "-c", "3", app=APP), psycopg.connect(dsn, autocommit=True) as connection:
+        query = "SELECT state, count(*) FROM jobrunner.v_jobs WHERE task = 'behaving.hourly' GROUP BY 1 ORDER BY 1"
+        wait_until(lambda: connection.execute(query).fetchall() == [("scheduled", 5), ("succeeded", 1)], timeout=PATIENCE, what="one of them to have run")
+        assert behaving.add.delay(1, 2).get(timeout=PATIENCE) == 3
+    unlimited = {"BEHAVING_UNLIMITED": "1"}
+    sent = [behaving.hourly.delay() for _ in range(3)]
+    with workers(dsn, tmp_path / "ledger", "celery", "--drain", app=APP, environment=unlimited) as [worker]:
+        assert worker.wait() == 0
+    assert [one.state for one in sent] == ["SUCCESS"] * 3
+
+
 def test_a_worker_says_what_becomes_of_the_configuration(behaving, dsn, tmp_path):
     """Three deviations; each setting that is set; options, signals and schedules that are not honoured; and no value of any."""
     with workers(dsn, tmp_path / "ledger", "celery", "--drain", app=APP, environment={"BEHAVING_BEAT": "1"}) as [worker]:
@@ -181,9 +196,9 @@ def test_a_worker_says_what_becomes_of_the_configuration(behaving, dsn, tmp_path
         lines = [line.split(maxsplit=2) for line in worker.text().splitlines() if line.startswith("  ")]
     found = {(rating, what) for rating, what, *_ in lines}
     assert {what for rating, what in found if rating == "deviation"} == {"crash:", "data:", "commit:"}
-    assert {("understood", "broker_url"), ("ignored", "worker_prefetch_multiplier"), ("unsupported", "beat_schedule"), ("unsupported", "rate_limit")} <= found
+    assert {("understood", "broker_url"), ("ignored", "worker_prefetch_multiplier"), ("unsupported", "beat_schedule"), ("understood", "rate_limit")} <= found
     assert any(words[:2] == ["unsupported", "signal"] and words[2].startswith("beat_init ") for words in lines)
-    assert ("unsupported", "task_default_rate_limit") not in found
+    assert ("understood", "task_default_rate_limit") in found
     assert "hunter2" not in worker.text()
     assert "swordfish" not in worker.text()
 

@@ -18,6 +18,8 @@ from tests.support.waiting import wait_until
 celery = Celery("behaving", broker="redis://:hunter2@nowhere")
 celery.conf.update(task_default_rate_limit=None, worker_prefetch_multiplier=1, beat_schedule={}, SECRET_KEY="swordfish")
 logger = get_task_logger(__name__)
+if os.environ.get("BEHAVING_UNLIMITED"):
+    celery.conf.worker_disable_rate_limits = True
 if os.environ.get("BEHAVING_PRINTS"):
     celery.conf.worker_redirect_stdouts = False
 match os.environ.get("BEHAVING_FORMAT"):
@@ -45,6 +47,11 @@ def speak():
     print("said", "in parts")
     print("half a line", end="", file=sys.stderr)
     logging.getLogger("of_somebody").warning("logged")
+
+
+@celery.task(rate_limit="1/h")
+def hourly():
+    return None
 
 
 @celery.task(rate_limit="10/m")

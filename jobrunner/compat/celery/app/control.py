@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from jobrunner.compat.celery import signals
 from jobrunner.compat.celery.app.context import Context
 from jobrunner.compat.celery.exceptions import Unsupported
+from jobrunner.compat.celery.options import NAMES
 
 if TYPE_CHECKING:
     from jobrunner.compat.celery.app.base import Celery
@@ -139,7 +140,7 @@ class Control:
 
     def rate_limit(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Raises Unsupported."""
-        raise Unsupported("control.rate_limit", "Jobrunner has no rate limit yet")
+        raise Unsupported("control.rate_limit", NAMES["control.rate_limit"].note)
 
     def broadcast(self, command: str, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Raises Unsupported."""

@@ -6,6 +6,7 @@ It must not run the body (`trace` does) nor write a job's state: what it raises 
 from __future__ import annotations
 
 import signal
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def run_job(app: Celery, task: Task, stored: dict[str, Any]) -> Any:
         request = request_of(context, begun, args, kwargs, hostname_of(app))
         sink = JobSink(app, task, context, request, database)
         _refuse(sink, begun, kept)
+        _pace(sink, kept)
         with _state.joining(blocks=True):
             try:
                 outcome = trace(task, request, sink)
@@ -128,6 +130,21 @@ def _refuse(sink: JobSink, begun: Begun, kept: Mapping[str, Any]) -> None:
         raise Fail(f"WorkerLostError: {_BY_DEPLOY}")
 
 
+def _pace(sink: JobSink, kept: Mapping[str, Any]) -> None:
+    """Put a task off whose `rate_limit` does not let it begin yet. It keeps its turn: it is asked once for each attempt."""
+    app, task, attempt = sink.app, sink.task, sink.context.attempt
+    if not task.rate_limit or app.conf.worker_disable_rate_limits or kept.get("paced") == attempt:
+        return
+    from jobrunner.compat.celery.app import rates
+
+    interval = rates.interval_of(task.rate_limit)
+    pause = 0.0 if interval is None else rates.rates_of(app).reserve(task.name, interval)
+    if pause > rates.IN_PLACE:
+        sink.say({"paced": attempt})
+        raise Snooze(pause, f"rate_limit={task.rate_limit}")
+    time.sleep(pause)
+
+
 def _again(context: JobContext, pause: float, why: str) -> NativeRetry | Snooze:
     """What tells the engine of a retry after so many seconds. Of attempts it counts a limited number; Celery's retries go on."""
     return NativeRetry(why, delay=pause) if context.attempt < MOST_ATTEMPTS else Snooze(pause, why)
@@ -151,7 +168,7 @@ class JobSink:
     def started(self) -> None:
         """Say STARTED, for a task that wants it."""
         if self.task.track_started:
-            self._say({"state": states.STARTED, "info": {"hostname": self.request.hostname}, "traceback": None})
+            self.say({"state": states.STARTED, "info": {"hostname": self.request.hostname}, "traceback": None})
         self.has_begun = True
 
     def succeeded(self, value: Any) -> None:
@@ -169,7 +186,7 @@ class JobSink:
         self._error = error
         stores = bool(self.task.store_errors_even_if_ignored)
         if not self.request.ignore_result or stores:
-            self._say({**state_patch(states.FAILURE, error, str(einfo) if einfo else None), "store_errors": stores})
+            self.say({**state_patch(states.FAILURE, error, str(einfo) if einfo else None), "store_errors": stores})
 
     def retried(self, reason: Retry, einfo: ExceptionInfo) -> None:
         """Make the row one that the engine tries again, at the time and with the arguments that were asked for."""
@@ -183,7 +200,7 @@ class JobSink:
         if not self.request.ignore_result:
             patch |= state_patch(states.RETRY, reason.exc, str(einfo))
         # One attempt more than this: a retry is always possible, and nothing else is tried again by itself.
-        self._say(patch, max_attempts=min(self.context.attempt + 1, MOST_ATTEMPTS), pause=self._pause, **columns)
+        self.say(patch, max_attempts=min(self.context.attempt + 1, MOST_ATTEMPTS), pause=self._pause, **columns)
 
     def end(self, state: str, value: Any) -> None:
         """Tell the engine of an end without a result."""
@@ -197,10 +214,10 @@ class JobSink:
             case states.REJECTED if value.requeue:
                 raise Snooze(_REQUEUE_PAUSE, f"rejected: {value.reason}")
             case states.REJECTED:
-                self._say({"ignored": True})
+                self.say({"ignored": True})
                 raise Cancel(f"rejected: {value.reason}")
             case _:
-                self._say({"ignored": True})
+                self.say({"ignored": True})
 
     def stopped(self, stopped: JobStopped, *, runs_once: bool) -> None:
         """The worker has interrupted the body."""
@@ -212,12 +229,13 @@ class JobSink:
 
     def revoked(self, why: str, *, expired: bool, terminated: bool = False) -> None:
         """Keep why there will be no result, and send the signal."""
-        self._say({"revoked": why})
+        self.say({"revoked": why})
         signals.task_revoked.send(
             sender=self.task, request=self.request, terminated=terminated, signum=signal.SIGTERM if terminated else None, expired=expired
         )
 
-    def _say(self, patch: dict[str, Any], **columns: Any) -> None:
+    def say(self, patch: dict[str, Any], **columns: Any) -> None:
+        """Write members of Celery's part of `meta`, and columns; see `rows.amend`."""
         from jobrunner.compat.celery import rows
 
         rows.amend(self.database, self.context, {**patch, "lease": self.context.lease}, **columns)

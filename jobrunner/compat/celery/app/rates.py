@@ -1,0 +1,86 @@
+"""Owns when a task with a `rate_limit` may begin next in this worker: one moment for each task, which all its processes share.
+
+It must not know of other workers: the rate is that of each, as in Celery. Nor does it wait: who is too early is told by how much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import tempfile
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.compat.celery.exceptions import ImproperlyConfigured
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from jobrunner.compat.celery.app.base import Celery
+
+IN_PLACE = 0.25  # seconds that a task waits in its slot; for longer it goes back into its row, and the slot is somebody else's
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}  # seconds
+_MOMENT = struct.Struct("d")
+
+
+def interval_of(rate: Any) -> float | None:
+    """Seconds between two starts of a task with such a `rate_limit`: a number a second, or `10/s`, `10/m`, `10/h`. None for no limit.
+
+    Raises:
+        ImproperlyConfigured: it is none of these.
+    """
+    if not rate:
+        return None
+    number, _, unit = str(rate).partition("/")
+    try:
+        per_second = float(number) / _UNITS[unit.strip()]
+    except (ValueError, KeyError):
+        raise ImproperlyConfigured(f"rate_limit={rate!r}: expected a number a second, or text such as '10/m' (s, m, h)") from None
+    return 1 / per_second if per_second > 0 else None
+
+
+class Rates:
+    """The next moment of each task, in a file without a name. It is made in the process from which children are forked.
+
+    Not in shared memory: a lock on a part of a file is gone with the process that has it, however that ends.
+
+    Args:
+        names: of the tasks.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._places = {name: index * _MOMENT.size for index, name in enumerate(sorted(names))}
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  for as long as the worker lives
+        self._turn = threading.Lock()  # of threads: locks on files are those of a process
+
+    def reserve(self, name: str, interval: float) -> float:
+        """Take the next moment of a task, so that the one after it is an interval later. Returns the seconds until it."""
+        place = self._places[name]
+        with self._alone(place):
+            known = os.pread(self._file.fileno(), _MOMENT.size, place)
+            now = time.monotonic()  # one clock for all processes of a host
+            begins = max(now, _MOMENT.unpack(known)[0] if len(known) == _MOMENT.size else 0.0)
+            os.pwrite(self._file.fileno(), _MOMENT.pack(begins + interval), place)
+        return begins - now
+
+    @contextlib.contextmanager
+    def _alone(self, place: int) -> Iterator[None]:
+        with self._turn:
+            fcntl.lockf(self._file, fcntl.LOCK_EX, _MOMENT.size, place)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, _MOMENT.size, place)
+
+
+def rates_of(app: Celery) -> Rates:
+    """Those of an app's tasks in this worker."""
+    found = _made.get(app)
+    return _made.setdefault(app, Rates(app.tasks)) if found is None else found
+
+
+_made: weakref.WeakKeyDictionary[Celery, Rates] = weakref.WeakKeyDictionary()
