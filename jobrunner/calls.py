@@ -18,9 +18,10 @@ from jobrunner.errors import ConfigurationError, InvalidPayload, RemoteTraceback
 from jobrunner.jsonvalues import Refusal
 from jobrunner.payload import RETURN_VALUE
 from jobrunner.policies import Policy
+from jobrunner.scalars import MARK
 from jobrunner.settings import CALL
 from jobrunner.tasks import Task
-from jobrunner.values import MARK, RemoteError, UnreadableValue, Values
+from jobrunner.values import RemoteError, UnreadableValue, Values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

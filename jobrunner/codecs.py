@@ -257,7 +257,7 @@ def _tagged(cls: type, kind: type | None = None) -> Codec:
         except (ValueError, TypeError, KeyError):
             raise Refusal(f"is {str(data)[:60]!r}, which is not a {label}") from None
         if not isinstance(value, cls):
-            raise expected(f"{label} with its tag, such as {str(encode(_SAMPLES[cls], 0))}", data)
+            raise expected(f"{label} with its tag, such as {encode(_SAMPLES[cls], 0)!s}", data)
         return value
 
     return Codec(label, encode, decode, frozenset({"object"}), cls)

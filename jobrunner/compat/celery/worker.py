@@ -106,8 +106,8 @@ def redirect_streams(app: Celery) -> None:
     given = conf.worker_redirect_stdouts_level or "WARNING"
     level = given if isinstance(given, int) else logging.getLevelNamesMapping().get(str(given).upper(), logging.WARNING)
     logger = get_logger("celery.redirected")
-    sys.stdout = LoggingProxy(logger, level, sys.stdout)  # type: ignore[assignment]  # all of a stream that is written to
-    sys.stderr = LoggingProxy(logger, level, sys.stderr)  # type: ignore[assignment]
+    sys.stdout = LoggingProxy(logger, level, sys.stdout)  # all of a stream that is written to
+    sys.stderr = LoggingProxy(logger, level, sys.stderr)
 
 
 def _add_handler(logger: logging.Logger, formatter: logging.Formatter, level: int) -> None:

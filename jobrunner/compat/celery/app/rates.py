@@ -55,6 +55,7 @@ class Rates:
     def __init__(self, names: Iterable[str]) -> None:
         self._places = {name: index * _MOMENT.size for index, name in enumerate(sorted(names))}
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  for as long as the worker lives
+        weakref.finalize(self, self._file.close)
         self._turn = threading.Lock()  # of threads: locks on files are those of a process
 
     def reserve(self, name: str, interval: float) -> float:
