@@ -88,7 +88,7 @@ CALLS: tuple[Row, ...] = (
     (
         "delay apply_async send_task",
         _OK,
-        "Nothing to do: the job is committed by itself, as with a broker; `delay_on_commit` joins your transaction.",
+        "Nothing to do: committed by itself, as with a broker; `delay_on_commit` joins your transaction.",
     ),
     ("delay_on_commit apply_async_on_commit", _OK, "Nothing to do: it joins the session's transaction, and returns the id."),
     ("apply run __call__", _OK, "Nothing to do: it runs here and now."),
