@@ -166,6 +166,6 @@ def test_what_follows_a_result(app, run):
     assert done.then(lambda result: seen.append(result.result), on_error=seen.append) is done
     failed.then(seen.append, on_error=lambda result: seen.append(repr(result.info)))
     assert seen == [3, "LookupError('gone')"]
-    moment = done.date_done
+    moment = app.AsyncResult(done.id).date_done
     assert moment is not None
     assert moment.utcoffset() == timedelta(0)
