@@ -274,10 +274,13 @@ class JobRunner(Databases):
         return database
 
     def close(self) -> None:
-        """Give messages back that are held, and close pooled connections; the next use finds the database anew."""
-        for consumer in list(self.consumers.values()):
+        """Give messages back that are held, and close pooled connections; the next use finds the database anew.
+
+        Who waits for a message gets none, at once; who waits for a job goes on waiting, on a connection that is not of the pool.
+        """
+        consumers, self.consumers = self.consumers, {}  # first: who takes from now on has another one
+        for consumer in consumers.values():
             consumer.close()
-        self.consumers.clear()
         with self._lock:
             database, self._database, self._found = self._database, None, None
             branches, self._branches, self._routing = self._branches, {}, None

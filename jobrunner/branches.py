@@ -91,6 +91,7 @@ class Branch:
                 from jobrunner.database import Database  # SQLAlchemy takes a quarter of a second to import
 
                 self._database = Database(self._dsn, pool_size=self._root.pool_size)
+                weakref.finalize(self, self._database.close)  # also of one that a handle still has after `JobRunner.close`
             return self._database
 
     def configured_dsn(self) -> Dsn:

@@ -70,10 +70,11 @@ class Consumer:
 
     def __init__(self, home: Home, queue: str) -> None:
         self._home, self._queue = home, queue
-        self._reset()
+        self.forget()
         _known.add(self)
 
-    def _reset(self) -> None:
+    def forget(self) -> None:
+        """In a forked child: what is held is the parent's."""
         self._taking = threading.Lock()  # the row and the claimer: one look at a time, whoever it is for
         self._state = threading.Condition()
         self._claimer = Claimer([self._queue], [MESSAGE_TASK], POLL)
@@ -85,26 +86,26 @@ class Consumer:
         self._called = False  # whether there may be something new
         self._in_doubt = False  # whether a claim may have committed whose answer never came
         self._thread: threading.Thread | None = None
-        self._closing = False
+        self._closes = 0  # how often it was closed: whoever waited then does not go on with a connection of his own
         self._counts = WorkerCounts()
 
     # -- taking
 
     def take(self, most: int, lease: float | None, wait: float) -> list[Message]:
-        """At most `most` messages, as soon as there is one; none when there is none for `wait` seconds.
+        """At most `most` messages, as soon as there is one; none when there is none for `wait` seconds, or when it is closed meanwhile.
 
         Raises:
             psycopg.Error, DatabaseUnreachable: the database did not answer; what was claimed meanwhile comes back by its lease.
         """
         ends = clock.monotonic() + wait
+        closes = self._closes
         self._shorten(lease)
         with self._asking():
             while True:
-                self._listen()
                 with self._taking:
-                    messages = self._look(most, lease)
+                    messages = self._look(most, lease) if self._closes == closes else []
                 left = ends - clock.monotonic()
-                if messages or (left <= 0 and not self._claimer.walking):
+                if messages or self._closes != closes or (left <= 0 and not self._claimer.walking):
                     return messages
                 pause = min(left, self._claimer.next_at - clock.monotonic())
                 with self._state:
@@ -138,6 +139,7 @@ class Consumer:
             self._state.notify_all()
 
     def _look(self, most: int, lease: float | None) -> list[Message]:
+        self._listen()
         with self._state:
             called, self._called = self._called, False
         if called:
@@ -204,7 +206,6 @@ class Consumer:
         with self._state:
             self._beat_at = clock.monotonic() + self._row_seconds / BEATS
             if self._thread is None or not self._thread.is_alive():
-                self._closing = False
                 self._thread = threading.Thread(target=self._mind, name="jobrunner-consumer", daemon=True)
                 self._thread.start()
 
@@ -281,11 +282,11 @@ class Consumer:
             with self._state:
                 now = clock.monotonic()
                 times = [self._beat_at, *(hold.until for hold in self._held.values())]
-                if not self._closing and min(times) > now:
+                if self._thread is threading.current_thread() and min(times) > now:
                     self._state.wait(min(times) - now)
                 now = clock.monotonic()
                 idle = not self._held and not self._waiting and now - self._used_at >= IDLE
-                if self._closing:
+                if self._thread is not threading.current_thread():  # closed
                     return
             try:
                 self._tend(now, idle=idle)
@@ -294,7 +295,7 @@ class Consumer:
                     logger.exception("messages cannot be given back, or their lease not renewed")
                 with self._state:
                     self._beat_at = clock.monotonic() + min(RETRY, self._row_seconds / BEATS)
-                    if not self._closing:
+                    if self._thread is threading.current_thread():
                         self._state.wait(min(RETRY, self._row_seconds / BEATS))
             with self._state:
                 if idle and not self._worker_id:
@@ -344,12 +345,15 @@ class Consumer:
     # -- the end
 
     def close(self) -> None:
-        """Give back what is held and close the row. The next `take` begins anew."""
+        """Give back what is held and close the row; who waits in `take` gets nothing. The next `take` begins anew."""
+        looked = self._taking.acquire(timeout=RETRY)  # a look under way has its messages first; not for ever, where the database is away
         with self._state:
-            self._closing = True
-            self._state.notify_all()
+            self._closes += 1
+            self.call()
             held = self._held.empty()
             thread, worker_id, self._thread, self._worker_id = self._thread, self._worker_id, None, 0
+        if looked:
+            self._taking.release()
         if thread is not None and thread is not threading.current_thread():
             thread.join(RETRY)
         if not worker_id:
@@ -363,10 +367,6 @@ class Consumer:
             logger.warning("messages not given back: they go to others when their lease is over", extra={"error": type(error).__name__})
         for message in held:
             message.lose()
-
-    def forget(self) -> None:
-        """In a forked child: what is held is the parent's."""
-        self._reset()
 
     @contextlib.contextmanager
     def _database_store(self) -> Iterator[MessageStore]:

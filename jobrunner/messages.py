@@ -181,7 +181,7 @@ class MessageQueue:
     # -- getting
 
     def get(self, *, lease: float | timedelta | None = LEASE, wait: float | timedelta = WAIT) -> Message | None:
-        """The next message, held for this process; None when none came.
+        """The next message, held for this process; None when none came, or when the JobRunner was closed meanwhile.
 
         Held means: nobody else gets it until it is settled (`ack`, `nack`, `dead`), its lease is over, or this process has died. A thread
         of this process keeps the lease, and gives the message back when the lease is over; `extend` makes it longer. A death is noticed
@@ -213,7 +213,7 @@ class MessageQueue:
         Args:
             lease: as for `get`; it counts from when the message was taken, also for those that wait in a batch.
             batch: how many are taken at once.
-            idle: ends when no message came for so long; None: never.
+            idle: ends when no message came for so long; None: when the JobRunner is closed.
         """
         most, seconds = _count(batch, MAX_BATCH), math.inf if idle is None else seconds_of("idle", idle)
         held = _lease(lease)

@@ -329,6 +329,26 @@ def test_closing_gives_back_what_is_held(dsn, connection):
     jobs.close()
 
 
+def test_closing_ends_the_waits(dsn, connection):
+    """Who waits for a message while the JobRunner is closed gets none, a loop ends, and nobody opens a connection once more."""
+    jobs = JobRunner(dsn=dsn)
+    queue = jobs.queue("emails")
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(queue.get, wait=PATIENCE)
+        loop = threads.submit(lambda: list(queue.consume(idle=PATIENCE)))
+        wait_until(lambda: [each._waiting for each in jobs.consumers.values()] == [2], timeout=PATIENCE, what="both to wait")
+        began = clock.monotonic()
+        jobs.close()
+        assert (one.result(PATIENCE), loop.result(PATIENCE)) == (None, [])
+        assert clock.monotonic() - began < PATIENCE / 2
+    assert jobs._database is None
+    pooled = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'jobrunner'"
+    wait_until(lambda: connection.execute(pooled).fetchone() == (0,), timeout=PATIENCE, what="the pool to be closed")
+    queue.put(1)
+    assert queue.get() is not None  # the next use begins anew
+    jobs.close()
+
+
 def test_an_idle_consumer_leaves(queue, connection, monkeypatch):
     """A process that takes nothing for a while closes its row and its thread, and begins anew with the next `get`."""
     monkeypatch.setattr(consuming, "IDLE", 0.05)
