@@ -254,10 +254,13 @@ def main_name() -> str | None:
     if spec is not None:
         return str(spec.name)
     file = getattr(main, "__file__", None)
-    if not file:
-        return None
-    path = Path(file).resolve()
-    names, directory = [path.stem], path.parent
+    return name_of_file(Path(file)) if file else None
+
+
+def name_of_file(path: Path) -> str:
+    """Under which name `--app path/app.py` imports a file: that of its packages, as far as they have an `__init__.py`, and its own."""
+    path = path.resolve()
+    names, directory = [path.stem] if path.name != "__init__.py" else [], path.parent
     while (directory / "__init__.py").is_file():
         names.insert(0, directory.name)
         directory = directory.parent

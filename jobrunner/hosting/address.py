@@ -14,6 +14,7 @@ import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.allowing import name_of_file
 from jobrunner.errors import ConfigurationError
 from jobrunner.hosting.setting import NEVER
 from jobrunner.settings import DEFAULT_QUEUE
@@ -66,25 +67,67 @@ def _attribute_of(name: str, app: Flask) -> str | None:
 
 
 def _place(name: str) -> str:
-    """A module, as a process in this working directory can import it: by its name, or by its file when that is elsewhere."""
-    file = getattr(sys.modules[name], "__file__", None)
+    """A module, as a process in this working directory can import it: by its name, or by its file when that is elsewhere.
+
+    By its file only where it has the same name then: rows name functions by their module, and the worker would refuse those of another.
+    """
+    module = sys.modules[name]
+    file = getattr(module, "__file__", None)
     if name == _MAIN:
         if not file or not str(file).endswith(".py"):
             raise ConfigurationError("the program that serves this app is no Python file", hint="set JOBRUNNER_APP to where the app is")
-        return str(Path(file).resolve())
-    if not file:
+        spec = getattr(module, "__spec__", None)
+        if spec is None:
+            return str(Path(file).resolve())
+        name = spec.name  # of `python -m`
+    if not file or not str(file).endswith(".py"):
         return name
-    path = Path(file).resolve()
-    root = path.parents[name.count(".") + (path.name == "__init__.py")]
+    missing = _missing(name, file)
+    if missing is None or (missing and name_of_file(Path(file)) != name):
+        return name  # `environment` has what is missing
+    return str(Path(file).absolute())
+
+
+def _root(name: str, file: str) -> Path | None:
+    """The directory from which a file is imported under this name; None when it came in another way."""
+    path = Path(file).absolute()
+    parts = [*name.split("."), *(["__init__"] if path.stem == "__init__" else [])]
+    return path.parents[len(parts) - 1] if [*path.parts[-len(parts) : -1], path.stem] == parts else None
+
+
+def _missing(name: str, file: str) -> str | None:
+    """What a worker in this working directory does not have on its path and needs there to import the file by this name.
+
+    None when it has all; empty when no directory would do.
+    """
+    root = _root(name, file)
     given = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]  # which the worker inherits
     installed = (*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib"))
     known = {Path.cwd(), *(Path(place).resolve() for place in (*given, *installed))}
-    return name if root in known or path.suffix != ".py" else str(path)
+    return None if root is not None and root.resolve() in known else str(root or "")
 
 
-def environment(jobs: JobRunner) -> dict[str, str]:
-    """Of the worker: the server's, with the databases that the server has found, and nothing that would start a second one there."""
+def _paths(where: str) -> str | None:
+    """PYTHONPATH of a worker that imports the application by its name: the server may have found that by other ways."""
+    name, given = where.partition(":")[0], os.environ.get("PYTHONPATH")
+    main = getattr(sys.modules.get(_MAIN), "__spec__", None)
+    module = sys.modules.get(_MAIN if main is not None and main.name == name else name)
+    file = getattr(module, "__file__", None)
+    missing = _missing(name, file) if file and str(file).endswith(".py") else None
+    return os.pathsep.join(filter(None, [given, missing])) or None
+
+
+def environment(jobs: JobRunner, where: str) -> dict[str, str]:
+    """Of the worker: the server's, with the databases that the server has found, and nothing that would start a second one there.
+
+    Args:
+        jobs: the application's.
+        where: as `find_address` gives it.
+    """
     env = {name: value for name, value in os.environ.items() if name not in _OF_THE_SERVER}
+    paths = _paths(where)
+    if paths is not None:
+        env["PYTHONPATH"] = paths
     dsn = jobs.configured_dsn()
     if dsn is not None:
         env["JOBRUNNER_DSN"] = dsn.url
@@ -102,11 +145,23 @@ def queues(jobs: JobRunner, setting: Setting) -> str:
     return ",".join(queue for queue in named if somewhere or queue in routes)
 
 
-def key(app: Flask, jobs: JobRunner, setting: Setting) -> str:
-    """What two processes have in common that need only one worker: the app, where it is, its databases, and how it is to be run."""
+def key(app: Flask, jobs: JobRunner, setting: Setting, known: str | None = None) -> str:
+    """What two processes have in common that need only one worker: the app, where it is, its databases, and how it is to be run.
+
+    Two apps of one module, or of one factory with other arguments, differ in their address alone.
+
+    Args:
+        app, known: as for `find_address`.
+        jobs: the app's.
+        setting: of the worker.
+    """
     dsn = jobs.configured_dsn()
+    try:
+        where = find_address(app, known)
+    except ConfigurationError:  # said when the worker is to be started
+        where = ""
     parts = [
-        os.geteuid(), str(Path.cwd()), app.import_name, app.root_path, jobs.name or "", str(setting), dsn.url if dsn else "",
+        os.geteuid(), str(Path.cwd()), app.import_name, app.root_path, where, jobs.name or "", str(setting), dsn.url if dsn else "",
         jobs.routing.environment(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_KEY_LENGTH]

@@ -11,11 +11,11 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from jobrunner import clock
+from jobrunner.hosting.beating import BEAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-BEAT = 0.2  # seconds between two signs of life while a web process waits for its worker
 ECHO = 1.0  # seconds in which a signal may come twice: from the terminal, and from the server's master that got the same
 HURRY = 3.0  # seconds that jobs which are ended by force may take to be given back
 

@@ -7,6 +7,7 @@ processes that serve an app on a host one has the worker; the others look every 
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from jobrunner import clock
 from jobrunner.errors import ConfigurationError, JobrunnerError
 from jobrunner.hosting import address, serving
+from jobrunner.hosting.beating import beating
 from jobrunner.hosting.setting import find_grace, is_forbidden
 from jobrunner.settings import EMBEDDED
 from jobrunner.texts import redacted
@@ -91,10 +93,13 @@ class Host:
         self._known = serving.factory_of(worker) or self._known
         serving.accompany(worker, self.begin, self.leave)
 
-    def begin(self) -> None:
+    def begin(self, beat: Callable[[], object] | None = None) -> None:
         """Take part from now on, if the setting says so; once. Never raises: what is wrong is in the app's log, and requests go on.
 
         The embedded PostgreSQL of a project without a configured database is started and its schema upgraded here, before it returns.
+
+        Args:
+            beat: called several times a second meanwhile: a first start makes the cluster, which may take longer than a server is patient.
         """
         setting = self._setting()
         if setting is None:
@@ -103,7 +108,7 @@ class Host:
             if self._thread is not None or self._leaving.is_set():
                 return
             try:
-                _prepare(self.jobs)
+                beating(functools.partial(_prepare, self.jobs), beat)
             except Exception as error:  # noqa: BLE001  the worker tries by itself later; the web server must not fall over it
                 self._complain("cannot prepare this project's own PostgreSQL", error)
             atexit.register(self.leave)
@@ -139,7 +144,7 @@ class Host:
             if self._leaving.is_set():
                 return False
             if self._seat is None:
-                self._seat = Seat(address.key(self.app, self.jobs, setting))
+                self._seat = Seat(address.key(self.app, self.jobs, setting, self._known))
             try:
                 taken = self._seat.take()
             except OSError as error:
@@ -186,7 +191,7 @@ class Host:
             "--level": "WARNING" if quiet else "INFO",
         }
         command = [sys.executable, "-m", MODULE, *(word for option in options.items() for word in option)]
-        self._worker = Attached(lambda tie: [*command, "--tie", str(tie)], address.environment(self.jobs))
+        self._worker = Attached(lambda tie: [*command, "--tie", str(tie)], address.environment(self.jobs, where))
         self.app.logger.info("jobrunner: embedded worker started, pid %s, %s, app %s", self._worker.pid, setting, where)
 
     def _grace(self) -> float:

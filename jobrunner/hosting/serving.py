@@ -48,16 +48,16 @@ def gunicorn_worker() -> Any:
     return None
 
 
-def accompany(worker: Any, begin: Callable[[], None], leave: Callable[..., None]) -> None:
+def accompany(worker: Any, begin: Callable[..., None], leave: Callable[..., None]) -> None:
     """Call `begin` when a gunicorn worker begins to serve, and `leave` when it has ended.
 
-    A worker that leaves only to make room for a fresh one (`--max-requests`), or that was found hanging, must not be held up: it is
-    told `wait=False`.
+    Both are given `beat`, gunicorn's sign of life: it kills a worker that gives none for `--timeout`. A worker that leaves only to make
+    room for a fresh one (`--max-requests`), or that was found hanging, must not be held up: it is told `wait=False`.
     """
     run = worker.run  # the main loop, which every kind of worker has under this name
 
     def accompanied() -> None:
-        begin()
+        begin(beat=worker.notify)
         wait = False
         try:
             run()

@@ -58,6 +58,29 @@ def create_app(place="nowhere"):
     jobs.init_app(app)
     return app
 """
+CALLS = """
+from flask import Flask
+from jobrunner import JobRunner
+from jobrunner.compat.flask_executor import Executor
+from jobrunner.compat.futures import JobExecutor
+
+app = Flask(__name__)
+app.config["MAIL_EXECUTOR_TYPE"] = "jobs"
+jobs = JobRunner(app)
+reports, mail = JobExecutor(jobs, queue="reports"), Executor(app, "mail")
+
+
+def pair(number):
+    return number, __name__
+
+
+@app.get("/calls")
+def calls():
+    mail.submit_stored("one", pair, 3)
+    found = jobs.background(pair, 1).result(timeout=60), reports.submit(pair, 2).result(60), mail.futures.result("one", 60)
+    mail.futures.pop("one")
+    return {"found": found, "mapped": list(reports.map(pair, [4, 5], timeout=60)), "tuples": [type(each).__name__ for each in found]}
+"""
 WAITRESS = """
 from shop import app
 from waitress import create_server
@@ -156,6 +179,36 @@ def test_a_factory_with_arguments(dsn, tmp_path, environment, options):
         wait_for_states(dsn, PATIENCE, succeeded=1)
         assert server.stop() == 0
     assert rows(dsn, "SELECT result FROM jobrunner.v_jobs") == [("here",)]
+
+
+def test_two_apps_of_one_factory(dsn, tmp_path, environment):
+    """Two servers that make different apps of one factory have a worker each, of their own app."""
+    (tmp_path / "shop.py").write_text(FACTORY)
+    one, other = ((*GUNICORN, f"shop:create_app({place!r})") for place in ("here", "there"))
+    with serving(tmp_path, *one, env=environment, app=None) as first, serving(tmp_path, *other, env=environment, app=None) as second:
+        wait_until(lambda: len(first.workers()) == 2, timeout=PATIENCE, what="two workers")
+        assert {each.parent for each in first.workers()} == {first.children()[0], second.children()[0]}
+        assert first.stop() == 0
+        assert second.stop() == 0
+
+
+@pytest.mark.parametrize("package", [False, True], ids=["namespace", "package"])
+def test_calls_of_functions_that_are_no_tasks(dsn, tmp_path, environment, package):
+    """`background`, a `JobExecutor` and a named Executor of an app without tasks, which only the server's own path finds: the worker
+    serves their queues, and has their functions under the same name."""
+    (tmp_path / "src" / "depot").mkdir(parents=True)
+    (tmp_path / "src" / "depot" / "web.py").write_text(CALLS)
+    if package:
+        (tmp_path / "src" / "depot" / "__init__.py").touch()
+    options = ("-k", "gthread", "--threads", "2", "--pythonpath", str(tmp_path / "src"), "depot.web:app")
+    with serving(tmp_path, *GUNICORN, *options, env=environment, app=None) as server:
+        found = server.ask("/calls")
+        assert found["found"] == [[1, "depot.web"], [2, "depot.web"], [3, "depot.web"]]
+        assert found["mapped"] == [[4, "depot.web"], [5, "depot.web"]]
+        assert found["tuples"] == ["tuple"] * 3
+        assert rows(dsn, "SELECT queues FROM jobrunner.v_workers") == [(["default", "mail", "reports"],)]
+        assert server.stop() == 0
+    assert states(dsn) == {"succeeded": 5}
 
 
 def test_a_worker_of_processes_for_chosen_queues(dsn, ledger, tmp_path, environment):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from wsgiref.util import setup_testing_defaults
 
 import pytest
@@ -15,9 +15,11 @@ from werkzeug.test import EnvironBuilder
 from jobrunner import ConfigurationError, JobRunner
 from jobrunner.compat.flask_executor import Executor
 from jobrunner.compat.futures import JobExecutor
-from jobrunner.hosting import address, serving
+from jobrunner.hosting import address, host, serving
+from jobrunner.hosting.beating import beating
 from jobrunner.hosting.host import Host
 from jobrunner.hosting.setting import NEVER, VARIABLE, Setting, find_grace, find_setting, is_forbidden, parse
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,44 @@ def test_a_test_starts_nothing(monkeypatch):
     assert threading.active_count() == before
 
 
+class Worker:
+    """As much of a gunicorn worker as is looked at."""
+
+    def __init__(self):
+        self.signs: list[str] = []
+        self.nr = self.max_requests = 0
+
+    def run(self):
+        self.signs.append("run")
+
+    def notify(self):
+        self.signs.append("alive")
+
+
+def test_gunicorn_has_signs_of_life_while_its_worker_prepares(monkeypatch):
+    """The first start of a project's own PostgreSQL may take longer than gunicorn waits for a worker that says nothing."""
+    worker = Worker()
+    app = Flask("shop")
+    accompanied = Host(app, JobRunner(app, dsn="postgresql:///nowhere", embedded_worker="threads:1"))
+    monkeypatch.setattr(Host, "_run", lambda *_: None)
+
+    def prepare(_jobs):
+        wait_until(lambda: worker.signs.count("alive") >= 3, timeout=30, what="signs of life")
+        worker.signs.append("prepared")
+
+    monkeypatch.setattr(host, "_prepare", prepare)
+    serving.accompany(worker, accompanied.begin, accompanied.leave)
+    worker.run()
+    assert worker.signs.index("prepared") < worker.signs.index("run")
+
+
+def test_what_was_done_beside_signs_of_life_raises_here():
+    """As if it had been done in this thread, with and without anybody who wants signs."""
+    for beat in (None, lambda: None):
+        with pytest.raises(ZeroDivisionError):
+            beating(lambda: 1 / 0, beat)
+
+
 @pytest.fixture
 def module(monkeypatch, tmp_path):
     """A module by name, with a file."""
@@ -171,6 +211,7 @@ def test_the_address_is_where_this_very_app_is(module, tmp_path, monkeypatch):
     module("flaskless_shop.web", "flaskless_shop/web.py", application=app)
     assert address.find_address(app, "wsgi:make('x')") == "flaskless_shop.web:application"
     file = module("flaskless_shop.web", "src/flaskless_shop/web.py", application=app)
+    (file.parent / "__init__.py").touch()
     assert address.find_address(app, None) == f"{file}:application"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(tmp_path / "src")]))
     assert address.find_address(app, None) == "flaskless_shop.web:application"
@@ -178,11 +219,47 @@ def test_the_address_is_where_this_very_app_is(module, tmp_path, monkeypatch):
     assert address.find_address(app, None) == "named:app"
 
 
+def test_a_worker_has_the_module_under_the_same_name(module, tmp_path, monkeypatch):
+    """What is found in another way than by the worker's own path, and whose file alone would give it another name, is imported by its name.
+
+    Rows name functions by their module: in a worker that has it as `web`, those of `flaskless_shop.web` would be strangers.
+    """
+    app = Flask("flaskless_shop.web")
+    jobs = JobRunner(app, dsn="postgresql://h/shop")
+    module("flaskless_shop.web", "src/flaskless_shop/web.py", application=app)  # no `__init__.py`: a namespace package
+    where = address.find_address(app, None)
+    assert where == "flaskless_shop.web:application"
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert address.environment(jobs, where)["PYTHONPATH"] == str(tmp_path / "src")
+    assert address.environment(jobs, "flaskless_shop.web:make('x')")["PYTHONPATH"] == str(tmp_path / "src")
+    monkeypatch.setenv("PYTHONPATH", "/before")
+    assert address.environment(jobs, where)["PYTHONPATH"] == os.pathsep.join(["/before", str(tmp_path / "src")])
+    module("flaskless_shop.web", "flaskless_shop/web.py", application=app)  # below the working directory
+    assert address.environment(jobs, where)["PYTHONPATH"] == "/before"
+
+
+def test_a_module_that_was_loaded_from_a_file_is_found_by_it(module):
+    """Nothing on any path gives a module this name: its file is all there is."""
+    app = Flask("flaskless_shop")
+    file = module("flaskless_shop", "elsewhere/other_name.py", app=app)
+    assert address.find_address(app, None) == f"{file}:app"
+
+
 def test_the_program_itself_is_found_by_its_file(module, tmp_path):
     """An app in the file that Python was started with is imported from that file, whose name is another then."""
     app = Flask("__main__")
     file = module("__main__", "elsewhere/serve.py", app=app)
     assert address.find_address(app, None) == f"{file}:app"
+
+
+def test_the_program_of_a_package_is_found_by_its_name(module, tmp_path, monkeypatch):
+    """`python -m shop.web` is what rows name `shop.web`, whether the package has an `__init__.py` or not."""
+    app = Flask("__main__")
+    module("__main__", "src/flaskless_shop/web.py", app=app, __spec__=SimpleNamespace(name="flaskless_shop.web"))
+    where = address.find_address(app, None)
+    assert where == "flaskless_shop.web:app"
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert address.environment(JobRunner(app, dsn="postgresql://h/shop"), where)["PYTHONPATH"] == str(tmp_path / "src")
 
 
 def test_the_worker_s_environment(monkeypatch):
@@ -198,7 +275,7 @@ def test_the_worker_s_environment(monkeypatch):
     @jobs.task(queue="slow")
     def b(): ...
 
-    found = address.environment(jobs)
+    found = address.environment(jobs, "shop:app")
     assert (found["JOBRUNNER_DSN"], found[NEVER], found["FLASK_RUN_FROM_CLI"]) == ("postgresql://h/shop", "1", "true")
     assert found["JOBRUNNER_ROUTES"] == '{"mail": "post"}'
     assert "WERKZEUG_RUN_MAIN" not in found
@@ -215,6 +292,19 @@ def test_the_queues_of_executors_are_served():
     JobExecutor(jobs, queue="reports")
     assert jobs.queue_names() == ["mail", "reports"]
     assert address.queues(jobs, Setting("threads", 1)) == "default,mail,reports"
+
+
+def test_two_apps_of_one_module_need_two_workers(module):
+    """Two that one module holds, or that one factory has made, are told apart by their address: each worker imports one of them."""
+    shop, admin, made = (Flask("flaskless_shop") for _ in range(3))
+    module("flaskless_shop", "flaskless_shop.py", shop=shop, admin=admin)
+
+    def key(app, known=None):
+        return address.key(app, JobRunner(dsn="postgresql://h/a"), Setting("threads", 1), known)
+
+    assert len({key(shop), key(admin), key(made, "flaskless_shop:make('a')"), key(made, "flaskless_shop:make('b')")}) == 4
+    assert key(shop) == key(shop, "flaskless_shop:make('a')")  # the module holds it, whatever the server was told
+    assert key(Flask("nowhere")) == key(Flask("nowhere"))  # said when the worker is to be started
 
 
 def test_what_needs_a_worker_of_its_own():
