@@ -67,6 +67,23 @@ def find_jobrunner(source: object) -> JobRunner:
     return found
 
 
+def adopt(app: object, spec: str | None = None) -> JobRunner:
+    """The JobRunner of an application that somebody else, such as `flask`, has imported for a command; as `load` in all else.
+
+    Args:
+        app: the Flask app.
+        spec: what it was imported by, for messages.
+
+    Raises:
+        ConfigurationError: it has no JobRunner.
+        AppImportError: what it does once it is imported failed, such as the import of its task modules.
+    """
+    found = find_jobrunner(app)
+    with _importing(spec or str(getattr(app, "import_name", app)), ""):
+        found.lifecycle.loaded()
+    return found
+
+
 def _default() -> tuple[str, str]:
     for variable in ("JOBRUNNER_APP", "FLASK_APP"):
         if value := os.environ.get(variable, "").strip():

@@ -6,6 +6,7 @@ It must not mend anything itself, nor stop at the first thing that is wrong.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -98,8 +99,25 @@ def _app() -> tuple[AppFacts | None, Finding]:
     if app is None:
         text = "there is no application here that uses Jobrunner: nothing can run"
         return None, Finding("app", "bad", text, "jobrunner --app module:app …, or cd to where app.py is")
-    queues = f"its tasks' queues are {', '.join(app.queues)}" if app.queues else "it registers no task: nothing can run"
-    return app, Finding("app", "ok" if app.queues else "bad", f"the app can be imported; {queues}")
+    if app.queues:
+        return app, Finding("app", "ok", f"the app can be imported; its tasks' queues are {', '.join(app.queues)}")
+    fix = "if it has tasks: import their modules where the app is made"
+    if not app.calls:
+        text = "the app can be imported; it registers no task, and no other function may run: nothing can run"
+        return app, Finding("app", "bad", text, fix)
+    text = "the app can be imported; it registers no task: only functions can run that jobs.background or an executor is given"
+    return app, Finding("app", "note", text, fix)
+
+
+def of_app(finding: Finding, app: AppFacts | None) -> Finding:
+    """What was found in the database, as it is to be said of this app: its embedded worker is missing when no web server serves it."""
+    if app is None or not app.embedded or (finding.code, finding.state) != ("no_worker", "bad"):
+        return finding
+    text = (
+        f"{finding.text}. The app has an embedded worker ({app.embedded}): no web server serves the app, or the server's log says why its "
+        "worker does not start"
+    )
+    return replace(finding, text=text, fix=f"start the web server, or: {finding.fix}", data={**finding.data, "embedded": app.embedded})
 
 
 def environment(crontab: Crontab, dsn: Dsn) -> list[Finding]:

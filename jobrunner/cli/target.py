@@ -40,6 +40,8 @@ class AppFacts(NamedTuple):
         queues: of its tasks.
         has_flask: whether there is a Flask app to be served.
         databases, routes: of an application with several databases.
+        calls: whether functions that are no tasks may run.
+        embedded: its embedded worker, such as `threads:2`; empty when it has none.
     """
 
     dsn: str | None
@@ -48,6 +50,8 @@ class AppFacts(NamedTuple):
     has_flask: bool
     databases: dict[str, str]
     routes: dict[str, str]
+    calls: bool
+    embedded: str
 
 
 def find_database(*, of_app: bool = False, warns: bool = True, starts: bool = True) -> Dsn:
@@ -239,9 +243,9 @@ def _import_app() -> JobRunner:
     info = _flask_info()
     with contextlib.redirect_stdout(sys.stderr):  # what the app prints at import is no answer of ours
         if values.app is None and info is not None:
-            from jobrunner.loading import find_jobrunner
+            from jobrunner.loading import adopt
 
-            return find_jobrunner(info.load_app())
+            return adopt(info.load_app(), info.app_import_path)
         from jobrunner.loading import load
 
         return load(values.app)
@@ -317,6 +321,7 @@ def _answer(pipe: int) -> None:
 
 def _facts() -> dict[str, Any] | None:
     from jobrunner.errors import AppImportError
+    from jobrunner.hosting.setting import is_forbidden
 
     try:
         runner = _import_app()
@@ -330,7 +335,10 @@ def _facts() -> dict[str, Any] | None:
         dsn = None  # not the app's word: the caller looks there itself
     databases = {name: other.url for name, other in runner.routing.databases.items()}
     where = dsn.url if dsn else None, dsn.origin if dsn else ""
-    return AppFacts(*where, runner.queue_names(), runner.app is not None, databases, dict(runner.routing.routes))._asdict()
+    routes, embedded = dict(runner.routing.routes), None if is_forbidden() else runner.find_embedded_worker()
+    return AppFacts(
+        *where, runner.queue_names(), runner.app is not None, databases, routes, runner.calls.are_allowed, str(embedded or "")
+    )._asdict()
 
 
 @contextlib.contextmanager

@@ -29,6 +29,9 @@ class Count:
         return f"{self.value // 1000}k+"
 
 
+START_ONE = "start one: jobrunner work (or jobrunner cron from crontab; an embedded worker comes with its web server)"
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why something is as it is: `code` for programs, `text` a sentence, `hint` what to do about it."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.inspection.values import Count, Reason, ago
+from jobrunner.inspection.values import START_ONE, Count, Reason, ago
 from jobrunner.settings import MESSAGE_TASK
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _unserved(reader: Reader, job: JobRow, workers: Any) -> Reason | None:
             if last
             else "; none was ever started on this database"
         )
-        return Reason("no_worker", f"no worker is alive{seen}", "start one: jobrunner work (or jobrunner cron from crontab)")
+        return Reason("no_worker", f"no worker is alive{seen}", START_ONE)
     seen = f" (one did {ago(reader.at - last.heartbeat_at)} ago: {last.name})" if last and last.listened else ""
     return Reason(
         "queue_not_served", f"no live worker listens on queue {job.queue!r}{seen}", f"start one: jobrunner work --queues {job.queue}"
