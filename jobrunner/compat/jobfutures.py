@@ -11,8 +11,10 @@ import os
 import weakref
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from concurrent.futures._base import CANCELLED, PENDING, RUNNING
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from jobrunner.errors import JobNotFound
 from jobrunner.states import FINISHED, State
 from jobrunner.waiters import watcher_of
 from jobrunner.watching import LONGEST_PAUSE, Waiting
@@ -61,13 +63,15 @@ class JobFuture(Future[R]):
         """Cancel the job if no worker has begun it. One UPDATE, which commits at once.
 
         Returns:
-            True when it is cancelled, now or before; False when it runs or is finished.
+            True when it is cancelled, now or before, whoever did it; False when it runs or is finished.
 
         Raises:
-            sqlalchemy.exc.DBAPIError, psycopg.Error: the database did not answer, and nobody knows.
+            sqlalchemy.exc.DBAPIError, psycopg.Error, TimeoutError: the database did not answer, and nobody knows.
         """
         if not self.done():
             cancel_all(self._home, [self.notice])
+            with suppress(JobNotFound):
+                self.look()  # it runs or is finished; or somebody else was faster, and this process has not heard of it yet
         return self.cancelled()
 
     def result(self, timeout: float | None = None) -> R:

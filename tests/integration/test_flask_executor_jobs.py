@@ -240,10 +240,59 @@ def test_the_oldest_finished_ones_are_dropped(scene, tmp_path):
 
 def test_a_key_whose_job_is_gone(scene):
     """It reads as one that is not there."""
-    scene.execute("INSERT INTO jobrunner.job_references (space, key, job_id) VALUES ('executor:', 'gone', 1000000000)")
+    gone = "INSERT INTO jobrunner.job_references (space, key, job_id) VALUES ('executor:', 'gone', 1000000000)"
+    scene.execute(gone)
     assert executor.futures.done("gone") is None
+    assert "gone" not in executor.futures._futures
+    assert list(executor.futures._futures.values()) == []
     assert executor.futures.pop("gone") is None
     assert len(executor.futures) == 0
+    scene.execute(gone)
+    stored = executor.submit_stored("gone", futures_app.add, 1)  # so it can be given again
+    assert executor.futures._futures.get("gone") == stored
+    with pytest.raises(ValueError, match="gone already exists"):
+        executor.submit_stored("gone", futures_app.add, 1)
+    executor.futures.pop("gone")
+    scene.execute(gone)
+    executor.futures.add("gone", stored)
+    assert executor.futures._futures.get("gone") == stored
+
+
+def test_two_processes_that_store_a_key_whose_job_is_gone(scene, monkeypatch):
+    """One of them has it; the other is told, and has submitted nothing."""
+    scene.execute("INSERT INTO jobrunner.job_references (space, key, job_id) VALUES ('executor:', 'gone', 1000000000)")
+    stored: Any = executor.futures
+    count, drop = scene.one("SELECT count(*) FROM jobrunner.v_jobs"), stored.references.drop
+
+    def drop_and_be_slow(self, *given):
+        monkeypatch.undo()
+        drop(*given)
+        executor.submit_stored("gone", futures_app.add, 1)  # another process was faster
+
+    monkeypatch.setattr(type(stored.references), "drop", drop_and_be_slow)
+    with pytest.raises(ValueError, match="gone already exists"):
+        executor.submit_stored("gone", futures_app.add, 2)
+    assert executor.futures.result("gone", PATIENCE) == 2
+    assert scene.one("SELECT count(*) FROM jobrunner.v_jobs") == count + 1
+
+
+def test_what_was_stored_is_stored(scene, monkeypatch, caplog):
+    """When old futures cannot be dropped, that is logged: the caller has the future of the job that is written, and the next call drops them."""
+
+    def fail(*_):
+        raise psycopg.OperationalError("gone away")
+
+    for number in range(2):
+        small.submit_stored(number, futures_app.add, number).result(PATIENCE)
+    with monkeypatch.context() as broken, caplog.at_level(logging.ERROR, "jobrunner.futures"):
+        broken.setattr("jobrunner.references.References.trim", fail)
+        assert small.submit_stored(2, futures_app.add, 2).result(PATIENCE) == 3
+        small.futures.add(3, small.submit(futures_app.add, 3))
+    assert caplog.text.count("could not be dropped") == 2
+    assert len(small.futures) == 4
+    small.futures.result(3, PATIENCE)
+    small.submit_stored(4, futures_app.add, 4).result(PATIENCE)
+    assert list(small.futures._futures) == [3, 4]
 
 
 # -- callbacks
@@ -275,6 +324,37 @@ def test_exceptions_are_propagated_when_asked_for(served, caplog):
     with caplog.at_level(logging.ERROR, "concurrent.futures"), Executor(own) as propagating:
         propagating.submit(futures_app.fail, "own")
     wait_until(lambda: "OrderError: order 5: gone" in caplog.text, timeout=PATIENCE, what="the exception to be logged")
+
+
+# -- one value of the configuration
+
+
+def test_flipping_the_type(scene, served):
+    """One Executor, one call after the other in threads, as jobs, in processes, as jobs and in threads again: the same results each time."""
+    calls = Executor()
+
+    def flipped(kind):
+        own = Flask(futures_app.__name__)
+        own.config.update(EXECUTOR_TYPE=kind, JOBRUNNER_DSN=served)
+        calls.init_app(own)
+        with own.test_request_context("/orders"):
+            assert calls.submit(futures_app.add, 2, third=3).result(PATIENCE) == 6
+            assert list(calls.map(pow, [1, 2, 3], [2, 2, 2], timeout=PATIENCE)) == [1, 4, 9]
+            stored = calls.submit_stored("answer", futures_app.echo, (1, 2))
+            assert stored in calls.futures
+            with pytest.raises(ValueError, match="answer already exists"):
+                calls.futures.add("answer", stored)
+            assert calls.futures.result("answer", timeout=PATIENCE) == (((1, 2),), {})
+            assert calls.futures.pop("answer") == stored
+            assert calls.futures.max_length == (None if kind == "jobs" else 50)
+            with pytest.raises(ValueError, match="no"):
+                calls.submit(futures_app.fail, "builtin").result(PATIENCE)
+        calls.shutdown()
+
+    before = scene.one("SELECT count(*) FROM jobrunner.v_jobs")
+    for kind in ("thread", "jobs", "process", "jobs", "thread"):
+        flipped(kind)
+    assert scene.one("SELECT count(*) FROM jobrunner.v_jobs") == before + 2 * 6
 
 
 def test_it_works_in_a_view(served):

@@ -6,18 +6,39 @@ import logging
 import threading
 from concurrent import futures
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask, current_app, g, request, session
 
 from jobrunner import ConfigurationError
+from jobrunner.app import find_jobrunner
+from jobrunner.compat.celery import Celery
 from jobrunner.compat.flask_executor import Executor
 from jobrunner.compat.flask_executor.executor import ExecutorJob, propagate_exceptions_callback
 from jobrunner.compat.flask_executor.futures import FutureCollection, FutureProxy
 from jobrunner.compat.flask_executor.helpers import InstanceProxy, str2bool
+from tests.support.cli import Program
 from tests.support.waiting import wait_until
 
 PATIENCE = 30  # seconds until what should happen is given up
+GUIDE = Path(__file__).parents[2] / "docs" / "migrate" / "flask-executor.md"
+AROUND = """
+import sys
+
+
+def double(number):
+    return number * 2, number
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "start":
+        executor.submit_stored("double", double, 21)
+        assert list(executor.map(pow, [], [])) == []
+    if sys.argv[-1] == "ask":
+        print(executor.futures.result("double", timeout=60))
+"""
 
 
 @pytest.fixture
@@ -272,3 +293,38 @@ def test_what_cannot_be_captured(app, names):
     app.config.update(EXECUTOR_TYPE="jobs", EXECUTOR_CAPTURE=names)
     with pytest.raises(ConfigurationError, match="EXECUTOR_CAPTURE"):
         Executor(app)
+
+
+# -- from pools to jobs
+
+
+@pytest.mark.parametrize("lines", ["the import", "both"])
+def test_the_first_lines_of_the_guide(tmp_path, dsn, lines):
+    """The change that `docs/migrate/flask-executor.md` begins with: with the import alone calls run as before; with both, in a worker."""
+    diff = GUIDE.read_text().split("```diff\n")[1].split("```")[0].splitlines()
+    assert [line[0] for line in diff if line] == ["-", "+", " ", "+", " "]
+    after = [line[1:] for line in diff if line[:1] in {"+", " "}]
+    if lines == "the import":
+        after = [line for line in after if "EXECUTOR_TYPE" not in line]
+    (tmp_path / "shop.py").write_text("\n".join(["from flask import Flask", *after, AROUND]))
+    script = Program(tmp_path, dsn, ("shop.py",))
+    if lines == "the import":
+        assert script("start", "ask").out == "(42, 21)\n"
+        return
+    script("start")
+    worker = Program(tmp_path, dsn)
+    worker("--app", "shop", "work", "--drain")
+    assert script("ask").out == "(42, 21)\n"
+    [job] = worker("jobs", "list", "--json").json["items"]
+    assert (job["task"], job["state"]) == ("jobrunner.call", "succeeded")
+
+
+def test_an_app_that_has_a_jobrunner_by_way_of_celery():
+    """The executor takes that one: with a JobRunner of its own, workers of the app would not have Celery's tasks."""
+    own = Flask("shop")
+    own.config.update(EXECUTOR_TYPE="jobs", JOBRUNNER_DSN="postgresql://nobody@127.0.0.1:1/nowhere")
+    celery = own.extensions["celery"] = Celery("shop", set_as_current=False)
+    calls: Any = Executor(own)
+    assert calls._self._jobs is celery.__jobrunner__
+    assert find_jobrunner(own) is celery.__jobrunner__
+    celery.close()

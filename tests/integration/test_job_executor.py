@@ -218,6 +218,22 @@ def test_a_job_that_somebody_else_cancels(idle):
     assert future.cancelled()
 
 
+def test_cancelling_what_is_cancelled_already(idle, scene, monkeypatch):
+    """True whoever did it, at once: an operator, another thread of this process, or one whose word is on its way."""
+    monkeypatch.setattr(JobFuture, "watch", lambda _: None)  # nobody has told this process
+    by_operator, by_thread = idle.submit(futures_app.add, 1), idle.submit(futures_app.add, 1)
+    futures_app.jobs.job(by_operator.job_id).cancel()
+    assert by_operator.cancel()
+    assert by_operator.cancelled()
+    by_thread.notice.settled.set()  # seen by the watcher, and not delivered yet
+    futures_app.jobs.job(by_thread.job_id).cancel()
+    assert by_thread.cancel()
+    by_thread.notice.settled.clear()
+    gone = idle.future(idle.submit(futures_app.add, 1).job_id)
+    scene.execute("DELETE FROM jobrunner.jobs WHERE id = %s", (gone.job_id,))
+    assert not gone.cancel()
+
+
 def test_a_job_between_two_attempts_is_cancelled(idle, scene):
     """A future that was running counts as cancelled when its job waited for the next attempt."""
     future = idle.submit(futures_app.add, 1)

@@ -47,6 +47,11 @@ def with_request(fn: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def get_current_app_context() -> Any:
+    """The app context that is active, as an object; None outside of any."""
+    return flask_globals.app_ctx._get_current_object() if has_app_context() else None  # type: ignore[attr-defined]  # noqa: SLF001
+
+
 def push_app_context(fn: Callable[..., Any], app: Flask | None = None) -> Callable[..., Any]:
     """`fn` in an app context of its own, whose `g` is a shallow copy of the one at this moment.
 

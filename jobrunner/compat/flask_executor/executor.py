@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from flask import current_app, has_app_context
 
-from jobrunner.app import JobRunner
+from jobrunner.app import JobRunner, find_jobrunner
 from jobrunner.compat.flask_executor import contexts
-from jobrunner.compat.flask_executor.contexts import push_app_context
+from jobrunner.compat.flask_executor.contexts import get_current_app_context, push_app_context
 from jobrunner.compat.flask_executor.futures import FutureCollection, FutureProxy
 from jobrunner.compat.flask_executor.helpers import InstanceProxy, str2bool
 from jobrunner.compat.flask_executor.jobs import FlaskJobExecutor
 from jobrunner.compat.flask_executor.stored import StoredFutures
-from jobrunner.errors import DuplicateReference
+from jobrunner.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from flask import Flask
 
 __all__ = [
-    "Executor", "ExecutorJob", "FutureCollection", "FutureProxy", "InstanceProxy", "propagate_exceptions_callback", "push_app_context",
-    "str2bool",
+    "Executor", "ExecutorJob", "FutureCollection", "FutureProxy", "InstanceProxy", "get_current_app_context",
+    "propagate_exceptions_callback", "push_app_context", "str2bool",
 ]  # fmt: skip  # as people import them from there
 
 _NAME = re.compile(r"^(\w+)?$")
@@ -130,6 +130,8 @@ class Executor(InstanceProxy, _Executor):
             self._self = self._over_jobs(app, size, most)
         elif kind in _POOLS:
             self._self = _POOLS[kind](max_workers=size)
+            if isinstance(self.futures, StoredFutures):  # of another app before, or of this one before a flip
+                self.futures = FutureCollection()
             if most is not None:
                 self.futures.max_length = most
         else:
@@ -154,12 +156,10 @@ class Executor(InstanceProxy, _Executor):
             ValueError: there is one with that key; nothing was submitted.
         """
         if isinstance(self.futures, StoredFutures):
-            try:
-                future = self._self.submit_stored((self.futures.space, self.futures.text_of(future_key)), fn, args, kwargs)
-            except DuplicateReference:
-                raise ValueError(f"future_key {future_key} already exists") from None
-            self.futures.keep(future)
-            self.futures.trim()
+            stored = self.futures
+            future = stored.taking(future_key, lambda text: self._self.submit_stored((stored.space, text), fn, args, kwargs))
+            stored.keep(future)
+            stored.trim()
             return self._given(future)
         self.futures.check_free(future_key)
         given = self.submit(fn, *args, **kwargs)
@@ -205,7 +205,10 @@ class Executor(InstanceProxy, _Executor):
 
     def _over_jobs(self, app: Flask, workers: int | None, most: int | None) -> FlaskJobExecutor:
         names = contexts.checked_names(app.config.get(self._option("CAPTURE")), self._option("CAPTURE"))
-        jobs = app.extensions.get("jobrunner") or JobRunner(app)
+        try:
+            jobs = find_jobrunner(app)  # also that of a Celery app, which workers find as well
+        except ConfigurationError:
+            jobs = JobRunner(app)
         executor = FlaskJobExecutor(jobs, workers, self.name, names, app.config.get(self._option("OPTIONS")) or {})
         for fn in self._decorated.values():
             executor.register(fn)

@@ -6,10 +6,11 @@ It must not enqueue: a stored call and its reference are written by one statemen
 from __future__ import annotations
 
 import json
+import logging
 import weakref
 from collections.abc import Hashable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobrunner import jsonvalues
 from jobrunner.compat.flask_executor.futures import FutureCollection
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from jobrunner.compat.jobfutures import JobFuture
     from jobrunner.database import Database
     from jobrunner.values import Values
+
+T = TypeVar("T")
+
+logger = logging.getLogger("jobrunner.futures")
 
 _AS_JSON = "json:"  # before a key that is no text
 
@@ -74,11 +79,29 @@ class StoredFutures(FutureCollection):
         job_id = getattr(future, "job_id", None)
         if not isinstance(job_id, int):
             raise TypeError("only futures of jobs can be stored where other processes find them")
-        try:
-            self.references.add(self.space, self.text_of(future_key), job_id)
-        except DuplicateReference:
-            raise ValueError(f"future_key {future_key} already exists") from None
+        self.taking(future_key, lambda text: self.references.add(self.space, text, job_id))
         self.trim()
+
+    def taking(self, future_key: Hashable, write: Callable[[str], T]) -> T:
+        """Have `write` give a key to a job, also when the one that has it is gone: `pop` and `done` say that there is none then.
+
+        Args:
+            future_key: of the caller.
+            write: is given the key as the database has it; raises DuplicateReference.
+
+        Raises:
+            ValueError: there is a future with that key.
+        """
+        text = self.text_of(future_key)
+        try:
+            return write(text)
+        except DuplicateReference:
+            if self._is_there(text):
+                raise ValueError(f"future_key {future_key} already exists") from None
+        try:
+            return write(text)
+        except DuplicateReference:  # another process was faster
+            raise ValueError(f"future_key {future_key} already exists") from None
 
     def pop(self, future_key: Hashable) -> Future[Any] | None:
         """Take a key away; its job and its future go on. Of several processes that take it at once one gets the future, the others None."""
@@ -92,9 +115,13 @@ class StoredFutures(FutureCollection):
             return None
 
     def trim(self) -> None:
-        """Hold `max_length`."""
-        if self.max_length is not None:
+        """Hold `max_length`. Never raises: what was stored before is stored, and the next trim takes what this one has left."""
+        if self.max_length is None:
+            return
+        try:
             self.references.trim(self.space, self.max_length)
+        except Exception:  # whatever it is: the caller would take a job that is written for one that is not, and write another
+            logger.exception("old futures of %s could not be dropped", self.space)
 
     def keep(self, future: JobFuture[Any]) -> None:
         """A future of this process: it is the one that is found, as long as anybody holds it."""
@@ -109,6 +136,18 @@ class StoredFutures(FutureCollection):
         else:
             future.look()
         return self._proxied(future)
+
+    def _is_there(self, text: str) -> bool:
+        """Whether the key is that of a job. One that retention has dropped loses it."""
+        job_id = self.references.find(self.space, text)
+        if job_id is None:
+            return False
+        try:
+            self.future_of(job_id)
+        except JobNotFound:
+            self.references.drop(self.space, text, job_id)
+            return False
+        return True
 
     def text_of(self, key: Hashable) -> str:
         """A key as the database has it: text as it is, all else as typed JSON.
@@ -129,7 +168,7 @@ class StoredFutures(FutureCollection):
 
 
 class _View(Mapping[Any, Future[Any]]):
-    """The futures by key, as a mapping: other libraries look at `executor.futures._futures`."""
+    """The futures by key, as a mapping, which other libraries look at: `executor.futures._futures`. `len` counts keys of gone jobs too."""
 
     def __init__(self, stored: StoredFutures) -> None:
         self._stored = stored
@@ -143,12 +182,11 @@ class _View(Mapping[Any, Future[Any]]):
         except JobNotFound:
             raise KeyError(key) from None
 
-    def __contains__(self, key: object) -> bool:
-        found = self._stored.references.find(self._stored.space, self._stored.text_of(key))
-        return found is not None
-
     def __iter__(self) -> Iterator[Any]:
-        return iter([self._stored.key_of(text) for text in self._stored.references.keys(self._stored.space)])
+        for text in self._stored.references.keys(self._stored.space):
+            key = self._stored.key_of(text)
+            if key in self:  # not one whose job is gone: `values` would ask for it
+                yield key
 
     def __len__(self) -> int:
         return self._stored.references.count(self._stored.space)
