@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 import threading
 from datetime import date
@@ -23,6 +24,7 @@ from jobrunner.calls import FunctionRefused
 from jobrunner.settings import parse_dsn
 from jobrunner.travelling import advice
 from tests.support.cli import Program
+from tests.support.waiting import wait_until
 from tests.support.workers import rows
 
 EXTENSIONS = """
@@ -96,6 +98,14 @@ class User(Base):
 
 def helper(*_args: object, **_named: object) -> None:
     """At the top of a module, with no decorator."""
+
+
+CALLED: list[int] = []
+
+
+def note(number: int) -> None:
+    """Called here, or by nobody."""
+    CALLED.append(number)
 
 
 app = Flask(__name__)
@@ -192,6 +202,24 @@ def test_functions_run_in_a_real_worker(tmp_path, dsn):
     [(state, attempts, error)] = rows(dsn, f"SELECT state, max_attempts, error_type FROM jobrunner.v_jobs WHERE id = {ids[4]}")
     assert state in {"retrying", "queued"}
     assert (attempts, error) == (5, "LookupError")
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_share_of_the_calls(dsn, connection, share):
+    """The function of `docs/migrate/threads.md` that lets a setting decide: the same call goes to a thread, or becomes a job."""
+    guide = (Path(__file__).parents[2] / "docs" / "migrate" / "threads.md").read_text()
+    [code] = [part.split("```")[0] for part in guide.split("```python\n") if "SHARE_OF_JOBS" in part]
+    own = Flask(__name__)
+    own.config["SHARE_OF_JOBS"] = share
+    runner = JobRunner(own, dsn=dsn)
+    inside: dict[str, Any] = {"random": random, "Thread": threading.Thread, "app": own, "jobs": runner}
+    exec(code, inside)
+    called = len(CALLED)
+    inside["in_background"](note, 1)
+    wait_until(lambda: len(CALLED) == called + 1 - share, timeout=30, what="the thread")
+    written = [] if not share else [({"function": f"{__name__}:note", "args": [1]},)]
+    assert connection.execute("SELECT args FROM jobrunner.jobs").fetchall() == written
+    runner.close()
 
 
 def test_it_joins_the_transaction(dsn, connection):

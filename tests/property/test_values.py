@@ -5,9 +5,8 @@ from __future__ import annotations
 import enum
 import json
 import math
-import pathlib
 from collections import Counter, OrderedDict, namedtuple
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -18,107 +17,7 @@ from hypothesis import strategies as st
 
 from jobrunner.jsonvalues import Refusal
 from jobrunner.values import MAX_DEPTH, UnreadableValue, Values
-
-
-class Colour(enum.Enum):
-    RED = "#f00"
-    ALARM = "#f00"  # noqa: PIE796  an alias
-    BLUE = ("b", 1)
-
-
-class Level(enum.IntEnum):
-    LOW = 1
-
-
-class Right(enum.Flag):
-    READ = enum.auto()
-    WRITE = enum.auto()
-
-
-class OrderError(ValueError):
-    """Its constructor wants what its arguments are not."""
-
-    def __init__(self, number: int, why: str, *, raised: bool = True) -> None:
-        super().__init__(f"order {number}: {why}")
-        self.number = number
-        self.handle = object()
-        assert raised
-
-
-class Here:
-    """Allows the classes of this file."""
-
-    def name_of(self, cls):
-        return f"here:{cls.__qualname__}" if cls.__module__ == __name__ else None
-
-    def find(self, name):
-        return CLASSES.get(name)
-
-
-CLASSES = {f"here:{cls.__qualname__}": cls for cls in (Colour, Level, Right, OrderError, Here)}
-VALUES = Values(Here())
-ZONES = st.sampled_from([UTC, timezone(timedelta(hours=-3, minutes=-30)), ZoneInfo("Europe/Berlin"), ZoneInfo("America/St_Johns")])
-
-scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(allow_nan=False),
-    st.complex_numbers(allow_nan=False),
-    st.text(st.characters()),
-    st.binary(),
-    st.builds(bytearray, st.binary()),
-    st.datetimes(timezones=st.none() | ZONES, allow_imaginary=True),
-    st.dates(),
-    st.times(timezones=st.none() | st.just(UTC)),
-    st.timedeltas(),
-    st.decimals(allow_nan=False),
-    st.uuids(),
-    st.builds(pathlib.Path, st.text(st.characters(codec="utf-8", exclude_characters="\0"))),
-    st.builds(pathlib.PureWindowsPath, st.sampled_from(["C:\\a", "b"])),
-    st.sampled_from([*Colour, *Level, *Right, Right.READ | Right.WRITE, Right(0)]),
-)
-hashable = st.recursive(scalars.filter(lambda value: not isinstance(value, bytearray)), lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=4)
-values = st.recursive(
-    scalars,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4),
-        st.builds(tuple, st.lists(inner, max_size=4)),
-        st.sets(hashable, max_size=3),
-        st.dictionaries(st.sampled_from(["a", "$tuple", "$dict", "$", "$a b", ""]) | hashable, inner, max_size=4),
-    ),
-    max_leaves=12,
-)
-json_data = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["here:Colour", "builtins:OSError", "RED", "PT1S"]),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(
-        st.text(max_size=3) | st.sampled_from([f"${tag}" for tag in VALUES._decoders] + ["class", "name", "value", "type", "args", "state", "at", "zone", "fold"]),
-        inner,
-        max_size=3,
-    ),
-    max_leaves=10,
-)
-
-
-def travelled(value):
-    """The value after its way through JSON text."""
-    return VALUES.decode(json.loads(json.dumps(VALUES.encode(value), allow_nan=False)))
-
-
-def same(first, second):
-    """Equal, of the same type, and so in all parts; sets and the keys of dicts by equality alone."""
-    if type(first) is not type(second):
-        return False
-    if isinstance(first, float):
-        return first == second and math.copysign(1, first) == math.copysign(1, second)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
-    if isinstance(first, datetime):
-        return first == second and first.tzinfo == second.tzinfo and first.fold == second.fold and first.replace(tzinfo=None) == second.replace(tzinfo=None)
-    return first == second
+from tests.support.typedvalues import VALUES, Colour, Here, OrderError, json_data, same, travelled, value_or_the_one_error, values
 
 
 @given(values)
@@ -250,6 +149,26 @@ def test_builtin_exceptions_come_back(error):
             assert (back.name, back.path) == ("shop", "/nowhere")
 
 
+@given(
+    error=st.builds(
+        lambda kind, given: kind(*given),
+        st.sampled_from([ValueError, KeyError, RuntimeError, LookupError, AssertionError, SystemExit, KeyboardInterrupt, StopIteration]),
+        st.lists(values, max_size=3),
+    )
+    | st.builds(OrderError, st.integers(), st.text()),
+    notes=st.lists(st.text(), max_size=2),
+)
+def test_exceptions_with_any_values_come_back(error, notes):
+    """Whatever an exception was given comes back with it, equal and of the same types, whether it was raised or is a value."""
+    for note in notes:
+        error.add_note(note)
+    for back in (VALUES.decode(json.loads(json.dumps(VALUES.encode_error(error)))), travelled(error)):
+        assert type(back) is type(error)
+        assert same(back.args, error.args)
+        assert getattr(back, "__notes__", []) == notes
+        assert getattr(back, "number", None) == getattr(error, "number", None)
+
+
 def test_an_exception_of_the_application_comes_back_without_its_constructor():
     """Arguments that its own constructor would not take are no obstacle; attributes that cannot travel stay behind."""
     back = VALUES.decode(VALUES.encode_error(OrderError(5, "gone")))
@@ -306,14 +225,7 @@ def test_an_exception_that_attacks_its_own_description():
 @example({"$enum": {"class": "here:Colour", "value": "#f00"}})
 def test_data_from_elsewhere_is_a_value_or_the_one_error(data):
     """Whatever stands in a row, decoding gives a value or raises UnreadableValue; what it gives can be encoded, or is refused."""
-    try:
-        value = VALUES.decode(data)
-    except UnreadableValue:
-        return
-    try:
-        VALUES.encode(value)
-    except Refusal:
-        return
+    value_or_the_one_error(data)
 
 
 @pytest.mark.parametrize("opening", ["[", '{"$tuple":[', '{"a":', '{"$dict":[[1,'])
