@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
 IN_FLIGHT = 3  # of the last ends of each slot before a kill: their outcome may have been on its way
+NEWS = 1.0  # seconds before a kill from which on an end may not have been heard of: it takes milliseconds, on a busy machine more
 
 
 class Kill(NamedTuple):
@@ -120,10 +121,11 @@ def _the_kill_explains(runs_: Sequence[Run], kill: Kill | None) -> bool:
 
 
 def _ended_late(found: dict[int, list[Run]], kill: Kill | None, slots: int) -> set[int]:
-    """The jobs that were the last to end before everybody was gone."""
+    """The jobs that were the last to end before everybody was gone, and ended so late that nobody may have heard of it."""
     if kill is None:
         return set()
-    ends = sorted((run.ended, run.number) for runs_ in found.values() for run in runs_ if run.ended is not None and run.ended <= kill.gone)
+    ended = ((run.ended, run.number) for runs_ in found.values() for run in runs_ if run.ended is not None)
+    ends = sorted((at, number) for at, number in ended if kill.at - NEWS <= at <= kill.gone)
     return {number for _, number in ends[-IN_FLIGHT * slots :]}
 
 

@@ -1,6 +1,6 @@
 """Owns one contender on stage: its database, its adapter, its worker's processes and its ledger; starting, killing and watching them.
 
-It must not judge. A kill is SIGKILL to the worker and everything below it, by process id, so fast that nobody sees another die.
+It must not judge, nor know how a worker is killed: `killing` does.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import contextlib
 import os
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.contenders import TAIL, Broken, Contender
+from bench.losing import killing
 from bench.losing.judge import Kill, are_over
 from bench.losses_peers.shared import notes
-from jobrunner.worker import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -33,6 +32,7 @@ FIRST = 0  # the number of that job, which is not judged
 DATABASE = "losses"
 REDIS_NUMBER = 1
 TIMEOUT = "LOSSES_TIMEOUT"
+LEDGER = "LOSSES_LEDGER"  # of each Stage another one, and so what its processes are known by
 
 
 class Stage:
@@ -49,7 +49,7 @@ class Stage:
         self._directory = servers.directory / f"ledger-{peer.name}-{os.urandom(3).hex()}"
         self._directory.mkdir()
         self.ledger = self._directory / "ledger"
-        more = {"LOSSES_LEDGER": str(self.ledger), TIMEOUT: "" if timeout is None else f"{timeout:g}"}
+        more = {LEDGER: str(self.ledger), TIMEOUT: "" if timeout is None else f"{timeout:g}"}
         self.contender = Contender(peer, servers, DATABASE, REDIS_NUMBER, more)
         self._log = self._directory / "worker.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -99,15 +99,9 @@ class Stage:
         process, self._process = self._process, None
         if process is None:
             return Kill(0.0, 0.0)
-        below = procfs.descendants(process.pid)
         began = time.monotonic()
-        procfs.kill_tree(process.pid)
-        process.wait()
-        end = time.monotonic() + PATIENCE
-        while any(map(_is_there, below)):
-            if time.monotonic() > end:
-                raise Broken(f"{self.title}: a process of its worker cannot be killed")
-            time.sleep(LOOK)
+        if not killing.kill_all(process, f"{LEDGER}={self.ledger}", {self.contender.process.pid}, PATIENCE):
+            raise Broken(f"{self.title}: a process of its worker cannot be killed")
         return Kill(began, time.monotonic())
 
     def lines(self) -> list[notes.Note]:
@@ -169,11 +163,3 @@ def staged(peer: Peer, servers: Servers, timeout: float | None = None) -> Iterat
     with Stage(peer, servers, timeout) as stage:
         stage.start_and_warm_up()
         yield stage
-
-
-def _is_there(pid: int) -> bool:
-    """Whether a process is still alive; one that nobody has waited for yet is not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.losing.judge import IN_FLIGHT, Kill, are_over, judge, lateness
+from bench.losing.judge import IN_FLIGHT, NEWS, Kill, are_over, judge, lateness
 from bench.losses_peers.shared import notes
 from bench.losses_peers.shared.notes import BEGIN, END, Note
 
@@ -73,16 +73,22 @@ def test_two_runs_side_by_side_are_doubled_although_the_first_has_not_ended():
 
 def test_only_the_last_ends_before_the_kill_excuse_a_second_run():
     """News of an end may die with the worker; news of one that is long past may not."""
-    early = ran(1, 1, 2), ran(1, 40, 41)
-    others = [ran(number, 3, 3 + number / 10) for number in range(2, 2 + IN_FLIGHT)]
+    early = ran(1, 1, 9.1), ran(1, 40, 41)
+    others = [ran(number, 3, 9.1 + number / 100) for number in range(2, 2 + IN_FLIGHT)]
     late = ran(99, 9, 9.95), ran(99, 40, 41)
     verdict = judge(ledger(*early, *others, *late), range(1, 100), range(100), KILL)
     assert (verdict.doubled, verdict.in_flight, verdict.doubled_healthy) == ((1, 99), (99,), (1,))
 
 
+def test_an_end_that_was_long_heard_of_excuses_nothing():
+    """The last one to end is not in flight when it ended long before the kill: whoever has not written it by then has lost it."""
+    for ended, excused in ((KILL.at - NEWS - 0.01, ()), (KILL.at - NEWS + 0.01, (1,)), (KILL.gone, (1,))):
+        assert judge(ledger(ran(1, 1, ended), ran(1, 40, 41)), [1], [], KILL).in_flight == excused
+
+
 def test_more_slots_have_more_in_flight():
     """Each slot may have had a last one."""
-    lines = ledger(*(run for number in range(1, 2 * IN_FLIGHT + 1) for run in (ran(number, 9, 9 + number / 100), ran(number, 40, 41))))
+    lines = ledger(*(run for number in range(1, 2 * IN_FLIGHT + 1) for run in (ran(number, 9, 9.5 + number / 100), ran(number, 40, 41))))
     assert len(judge(lines, range(1, 100), [], KILL, slots=1).in_flight) == IN_FLIGHT
     assert len(judge(lines, range(1, 100), [], KILL, slots=2).in_flight) == 2 * IN_FLIGHT
 
