@@ -29,7 +29,7 @@ BROKER_CALLS: dict[str, dict[str, Any]] = {
     "broker_bindings": {"exchange": "celery"},
     "broker_size": {"queue": "celery", "most": 1000},
     "broker_purge": {"queue": "celery"},
-    "broker_delete_queue": {"queue": "celery", "if_empty": False},
+    "broker_delete_queue": {"queue": "celery", "if_empty": False, "if_unused": False},
     "broker_sweep_messages": {"most": 100},
     "broker_sweep_queues": {"most": 100},
     "broker_sweep_orphans": {"most": 100},

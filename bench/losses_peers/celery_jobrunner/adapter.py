@@ -4,7 +4,7 @@
 # [tool.bench]
 # title = "Celery + jobrunner://, late acks"
 # server = "postgresql"
-# durability = "at least once, within a lease (30 s unless set) of the worker's death"
+# durability = "at least once, within a lease and a third (40 s unless set) of the worker's death"
 # ///
 """An unmodified Celery application on our transport, with late acknowledgement."""
 

@@ -98,10 +98,14 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # Kombu has no types
         return queue_declare_ok_t(queue, waiting, 0)
 
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **_kwargs: Any) -> None:  # noqa: FBT001, FBT002  Kombu's
-        """Remove a queue with its bindings and what waits in it."""
-        if if_unused and queue in self._active_queues:
+        """Remove a queue with its bindings and what waits in it.
+
+        With `if_unused` it stays while a channel of this connection consumes from it, or a consumer of any process that acknowledges and
+        began with it; of others nobody keeps a record.
+        """
+        if if_unused and any(queue in channel._active_queues for channel in self.connection.channels):  # noqa: SLF001  Kombu's only list of them
             return
-        self._own.broker.delete(queue, if_empty=if_empty)
+        self._own.broker.delete(queue, if_empty=if_empty, if_unused=if_unused)
         self._declared.pop(queue, None)
         self.state.queue_bindings_delete(queue)
 

@@ -85,6 +85,22 @@ def test_a_queue_that_was_taken_from_under_its_consumer_comes_back(connect, conn
     assert got == ["hello"]
 
 
+@pytest.mark.parametrize("no_ack", [False, True])
+def test_a_queue_that_is_consumed_from_is_not_deleted_if_unused(connect, connection, no_ack):
+    """A consumer of another process is known when it acknowledges, one of the same connection always; without them the queue goes."""
+    one, got = connect(**QUICK), []
+    queue = Queue("used", Exchange("e"), routing_key="u")
+    other = one.channel() if no_ack else connect().channel()
+    with Consumer(one, [queue], callbacks=[lambda body, _: got.append(body)], no_ack=no_ack) as consumer:
+        Producer(one, exchange=queue.exchange, routing_key="u").publish("x", declare=[queue])
+        wait_until(lambda: _drain(one) or got, timeout=PATIENCE, what="the message")
+        queue(other).delete(if_unused=True)
+        assert "used" in names(connection)
+    consumer.channel.close()
+    queue(other).delete(if_unused=True)
+    assert "used" not in names(connection)
+
+
 def test_messages_without_a_queue_are_swept(keeping, connection):
     """What was on its way to a queue when that was deleted is no row for ever."""
     connection.execute("INSERT INTO jobrunner.broker_messages (queue, message) SELECT 'gone', '{}' FROM generate_series(1, 5)")
