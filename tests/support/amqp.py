@@ -109,6 +109,8 @@ class _Peer(socketserver.BaseRequestHandler):
         """One frame."""
         if isinstance(value, frame.ProtocolHeader):
             self.say(0, spec.Connection.Start(0, 9, {"capabilities": ALL_CAPABILITIES}))
+        elif isinstance(value, frame.Heartbeat):
+            self.send(frame.Heartbeat().marshal())  # as often as the other side: then neither takes the other for dead
         elif isinstance(value, frame.Method):
             self.answer(value.channel_number, value.method)
         elif self.coming is not None and isinstance(value, frame.Header):
@@ -119,11 +121,13 @@ class _Peer(socketserver.BaseRequestHandler):
             self.complete(value.channel_number, self.coming)
 
     def answer(self, channel: int, method: Any) -> None:
-        """One method; those that are not here need no answer."""
+        """One method; what is not here is refused, so that nobody waits for an answer that does not come."""
         if (simple := ANSWERS.get(method.NAME)) is not None:
             self.say(channel, simple())
         elif (found := getattr(self, "on_" + method.NAME.replace(".", "_").lower(), None)) is not None:
             found(channel, method)
+        elif method.NAME not in NO_ANSWER:
+            self.say(0, spec.Connection.Close(540, f"NOT_IMPLEMENTED - {method.NAME}", *divmod(method.INDEX, 1 << 16)))
 
     def on_connection_startok(self, _channel: int, _method: Any) -> None:
         self.say(0, spec.Connection.Tune(1, LARGEST, 0))
@@ -146,6 +150,11 @@ class _Peer(socketserver.BaseRequestHandler):
         self.say(channel, spec.Basic.ConsumeOk(method.consumer_tag))
         self.consumers[method.consumer_tag] = (channel, method.queue)
 
+    def on_basic_cancel(self, channel: int, method: Any) -> None:
+        self.consumers.pop(method.consumer_tag, None)  # what it was given stays its own until it is acknowledged
+        if not method.nowait:
+            self.say(channel, spec.Basic.CancelOk(method.consumer_tag))
+
     def on_basic_publish(self, _channel: int, method: Any) -> None:
         self.coming = Parcel(method.exchange, method.routing_key)
 
@@ -154,13 +163,28 @@ class _Peer(socketserver.BaseRequestHandler):
         self.say(channel, spec.Confirm.SelectOk())
 
     def on_basic_ack(self, _channel: int, method: Any) -> None:
-        del self.held[method.delivery_tag]
+        for tag in self.meant(method):
+            del self.held[tag]
 
     def on_basic_nack(self, _channel: int, method: Any) -> None:
-        if method.requeue:
-            self.give_back(method.delivery_tag)
+        for tag in reversed(self.meant(method)):  # the front of the queue then has them in their old order
+            self.refuse(tag, requeue=method.requeue)
+
+    def on_basic_reject(self, _channel: int, method: Any) -> None:
+        self.refuse(method.delivery_tag, requeue=method.requeue)
+
+    def meant(self, method: Any) -> list[int]:
+        """The deliveries that one is about: with `multiple` all up to its own, and with the tag 0 all there are."""
+        if not method.multiple:
+            return [method.delivery_tag]
+        return [tag for tag in sorted(self.held) if tag <= (method.delivery_tag or tag)]
+
+    def refuse(self, tag: int, *, requeue: bool) -> None:
+        """Back to its queue, or to where dead letters go."""
+        if requeue:
+            self.give_back(tag)
             return
-        queue, parcel = self.held.pop(method.delivery_tag)
+        queue, parcel = self.held.pop(tag)
         if dead := self.server.shelves[queue].dead_exchange:
             self.server.route(dead, queue, Parcel(dead, queue, parcel.size, parcel.properties, parcel.body))
 
@@ -205,6 +229,7 @@ ANSWERS = {
     "Connection.Open": spec.Connection.OpenOk, "Connection.Close": spec.Connection.CloseOk, "Channel.Open": spec.Channel.OpenOk,
     "Channel.Close": spec.Channel.CloseOk, "Exchange.Declare": spec.Exchange.DeclareOk,
 }  # fmt: skip
+NO_ANSWER = {"Connection.TuneOk", "Connection.CloseOk", "Channel.CloseOk"}
 
 
 @contextlib.contextmanager
