@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.support import amqp
 from tests.support.celeries import url_of
-from tests.support.shops import BRIDGE, NO_WORKER, WAYS, Shop, ask, look, place
+from tests.support.documents import blocks
+from tests.support.shops import BRIDGE, NO_WORKER, STEPS, WAYS, Shop, Version, ask, look, place
 from tests.support.waiting import wait_until
 from tests.support.webservers import PATIENCE
 from tests.support.workers import states, wait_for_states
 
 pytestmark = pytest.mark.needs("linux")
 
+GUIDES = Path(__file__).resolve().parents[2] / "docs" / "migrate"
+PLACEHOLDER = "jobrunner://shop@localhost/shop"  # in the guide of day 0
 ORDERS = {
     "A1": ("ana@example.org", [["tea", 2, "4.50"], ["cup", 6, "3.25"], ["pot", 1, "24.90"]]),
     "A2": ("bo@busy.example", [["tea", 1, "4.50"]]),
@@ -77,17 +82,38 @@ def wait_for_invoices(shop, *references):
     wait_until(lambda: invoiced(shop) == sorted(references), timeout=PATIENCE, what=f"invoices of {references} alone")
 
 
-@pytest.mark.parametrize(
-    ("way", "when"), [*((way, when) for way in WAYS for when in ("before", "after")), pytest.param("celery", "day 0", id="celery-day 0")]
-)
+def change_addresses(shop):
+    """Do to the Celery of before what the guide of day 0 says, with the address of the database that there is."""
+    (diff,) = blocks((GUIDES / "celery-broker.md").read_text(), "diff")
+    old, new = (line[1:] for line in diff.splitlines())
+    file = shop.home / "examples" / "celery" / "before.py"
+    assert file.read_text().count(old) == 1
+    file.write_text(file.read_text().replace(old, new.replace(PLACEHOLDER, url_of(shop.dsn))))
+    shop.of_before = {}
+
+
+def change_imports(shop):
+    """Do to a checkout of before what the guide from Celery says: one command."""
+    guide = blocks((GUIDES / "celery.md").read_text(), "console")
+    (command,) = (line.removeprefix("$ ").partition("     #")[0] for text in guide for line in text.splitlines() if line.startswith("$ sed"))
+    script = f"set -e; git init --quiet; git add examples/celery/before.py; {command}"
+    subprocess.run(["bash", "-c", script], cwd=shop.home, check=True, timeout=PATIENCE)
+    shop.of_before = {}
+
+
+@pytest.mark.parametrize(("way", "when"), [*((way, when) for way in WAYS for when in ("before", "after")), ("celery", "day 0"), ("celery", "sed")])
 def test_one_story(shop, way, when):
     """Receipts go out, one of them at the second try; one can watch an invoice being made; an order that the COMMIT refused never was.
 
-    All of that in the same words, before and after. Day 0 is the Celery of before with no change but its two addresses.
+    All of that in the same words, before and after. Day 0 is the Celery of before with the one line changed that its guide shows; sed is
+    that with nothing done to it but the guide's one command, and our worker.
     """
     version = WAYS[way].version("after" if when == "after" else "before")
     if when == "day 0":
-        shop.of_before = {f"FLASK_CELERY__{name}": url_of(shop.dsn) for name in ("broker_url", "result_backend")}
+        change_addresses(shop)
+    if when == "sed":
+        change_imports(shop)
+        version = version._replace(worker=WAYS[way].after.replace(".after", ".before"))
     shop.make_tables(version)
     with shop.open(version, SHOP_SECONDS_PER_LINE="0.5") as server:
         ids = {reference: place(server, reference, *order) for reference, order in ORDERS.items()}
@@ -98,7 +124,7 @@ def test_one_story(shop, way, when):
         wanted = {reference: {"id": ids[reference], **answer} for reference, answer in ANSWERS.items()}
         wait_until(lambda: {reference: look(server, ids[reference]) for reference in ORDERS} == wanted, timeout=PATIENCE, what="the end")
         wait_until(lambda: len(shop.rows(SENT)) == len(LETTERS), timeout=PATIENCE, what="every try to send a receipt")
-        if when == "after":
+        if when in {"after", "sed"}:
             wait_for_states(shop.dsn, PATIENCE, succeeded=5, failed=1)
         if version.worker.endswith("message_queue.before"):
             wait_until(lambda: amqp.waiting(shop.environment["AMQP_URL"], "orders.dead") == 1, timeout=PATIENCE, what="a dead letter")
@@ -216,3 +242,52 @@ def test_the_bridge(shop):
     assert invoiced(shop) == ["B1"]
     with shop.running(before.worker):
         wait_for_invoices(shop, "B1", "B2")
+
+
+def test_a_share_of_the_calls(shop):
+    """On the way from threads: none or all of the calls are jobs, as a setting says, and the receipt is a task with a queue of its own."""
+    steps = Version("threads", "steps", "")
+    shop.make_tables(steps)
+    for share, number in (("0", 0), ("1", 1)):
+        with shop.open(steps, SHARE_OF_JOBS=share) as server:
+            order = place(server, f"S{share}", "ana@example.org", [["tea", 1, "1.00"]])
+            wait_until(lambda: isinstance(look(server, order)["invoice"], dict), timeout=PATIENCE, what="the invoice")  # noqa: B023
+            wait_until(lambda: look(server, order)["receipt"] == "sent", timeout=PATIENCE, what="the receipt")  # noqa: B023
+            wait_for_states(shop.dsn, PATIENCE, succeeded=2 * number + 1)
+    assert shop.rows("SELECT task, queue, max_attempts FROM jobrunner.v_jobs WHERE queue = 'mail'") == [("send_receipt", "mail", 8)] * 2
+
+
+def test_task_by_task(shop):
+    """On the way from Celery: one worker runs native tasks and Celery's, enqueued in one transaction."""
+    steps = Version("celery", "steps", STEPS)
+    shop.make_tables(steps)
+    with shop.open(steps) as server:
+        order = place(server, "T1", "bo@busy.example", [["tea", 1, "1.00"]])
+        wanted = {"id": order, "receipt": "sent", "invoice": {"net": "1.00", "vat": "0.20", "total": "1.20"}}
+        wait_until(lambda: look(server, order) == wanted, timeout=PATIENCE, what="both to be done")
+        refused = ask(server, "POST", "/orders", {"reference": "T1", "email": "eve@example.org", "lines": []})
+        wait_for_states(shop.dsn, PATIENCE, succeeded=2)
+    assert refused == REFUSED
+    assert shop.rows("SELECT queue, attempt FROM jobrunner.v_jobs ORDER BY 1") == [("celery", 1), ("default", 2)]
+
+
+def test_what_a_call_needs_of_the_request_goes_along(shop):
+    """From Flask-Executor: what is named of `g` and the request is there in the worker, and what was not there is left out."""
+    capture = Version("flask_executor", "capture", "jobrunner --app examples.flask_executor.capture work")
+    shop.make_tables(capture)
+    headers = {"Host": "acme.example", "X-Request-ID": "r-7"}
+    with shop.open(capture) as server:
+        status, _ = ask(server, "POST", "/orders", {"reference": "C1", "email": "ana@example.org", "lines": []}, headers)
+        wait_until(lambda: shop.rows(SENT), timeout=PATIENCE, what="the letter")
+    assert status == 202
+    assert shop.rows("SELECT text FROM outbox") == [("acme thanks you for what r-7 ordered at /orders",)]
+
+
+def test_kombu_alone(shop):
+    """A program that uses Kombu without Celery names the transport by one import."""
+    address = {"BROKER_URL": url_of(shop.dsn)}
+    with shop.running("python -m examples.celery.kombu_alone put hello", **address) as put:
+        assert put.process.wait(PATIENCE) == 0, put.text
+    with shop.running("python -m examples.celery.kombu_alone get", **address) as get:
+        assert get.process.wait(PATIENCE) == 0, get.text
+        assert get.text == "hello\n"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.documents import blocks
-from tests.support.shops import BRIDGE, WAYS
+from tests.support.shops import BRIDGE, STEPS, WAYS
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ROOT / "docs" / "migrate"
@@ -45,6 +46,29 @@ def test_the_diff_leads_from_one_file_to_the_other(way):
     assert applied(before, diff.splitlines()) == after
 
 
+@pytest.mark.parametrize("page", sorted(GUIDES.glob("*.md")), ids=lambda page: page.stem)
+def test_what_a_guide_shows_is_in_a_file_that_is_run(page):
+    """A block of Python stands as it is in one of the examples; of other diffs each line does, but for imports, which sed is tried on."""
+    text = page.read_text()
+    files = [file.read_text() for file in EXAMPLES.glob("*/*.py")]
+    lines = {line.strip() for file in files for line in file.splitlines()}
+    assert [block for block in blocks(text, "python") if not any(block in file for file in files)] == []
+    diffs = [diff for diff in blocks(text, "diff") if not diff.startswith("@@ ")]
+    shown = [line[1:].partition("     #")[0].strip() for diff in diffs for line in diff.splitlines()]
+    assert [line for line in shown if line and line not in lines and not re.match(r"from .*celery|app = Flask|.*jobrunner://", line)] == []
+
+
+def test_sed_does_what_the_diff_shows(tmp_path):
+    """The first diff of the guide from Celery, by the command below it; what only begins with the same letters stays."""
+    (diff, *_), text = blocks(guide("celery"), "diff"), guide("celery")
+    old, new = ([line[1:] for line in diff.splitlines() if line[0] == sign] for sign in "-+")
+    others = ["import celery_shop", "from celeryd import x", "from .celery import app", "# from celery", "x = 'from celery'"]
+    (tmp_path / "shop.py").write_text("\n".join([*old, *(f"    {line}" for line in old), *others]))
+    (command,) = re.findall(r"^\$ (sed .*?) {5}#", text, re.MULTILINE)
+    subprocess.run(["bash", "-c", f"set -e; git init --quiet; git add shop.py; {command}"], cwd=tmp_path, check=True)
+    assert (tmp_path / "shop.py").read_text().splitlines() == [*new, *(f"    {line}" for line in new), *others]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_every_guide_has_the_same_parts(way):
     """Mapping, diff, gains and losses, both at once, and the way back, in this order, whatever stands between."""
@@ -58,7 +82,7 @@ def test_a_guide_has_the_commands(way):
     of_way = WAYS[way]
     versions = [of_way.version(when) for when in ("before", "after")]
     wanted = {command for version in versions for command in (version.init, version.web, version.worker)} | {of_way.drain}
-    wanted |= {f"{BRIDGE} forth", f"{BRIDGE} back"} if way == "message_queue" else set()
+    wanted |= {"message_queue": {f"{BRIDGE} forth", f"{BRIDGE} back"}, "celery": {STEPS}}.get(way, set())
     shown = {line.removeprefix("$ ").partition("     #")[0] for text in blocks(guide(way), "console") for line in text.splitlines()}
     assert wanted - {"", versions[1].init} <= shown
 

@@ -59,7 +59,7 @@ def test_several_are_acknowledged_at_once(channel):
     publish(channel, "a", "b", "c")
     tags = [tag for tag, _, _ in given(channel, 3)]
     channel.basic_ack(tags[1], multiple=True)
-    channel.cancel()  # gives back what was not acknowledged
+    channel.basic_nack(0, multiple=True)
     assert given(channel, 1)[0][1:] == ("c", True)
     channel.basic_ack(0, multiple=True)
     channel.cancel()

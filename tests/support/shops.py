@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from tests.support.webservers import WebServer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-LEASE = ("--lease", "2s")  # for who waits for what a killed worker has left; an embedded worker has 30 s
+LEASE = ("--lease", "4s")  # for who waits for what a killed worker has left; an embedded worker has 30 s
 NO_WORKER = {"JOBRUNNER_NO_EMBEDDED_WORKER": "1"}
 BRIDGE = "python -m examples.message_queue.bridge"
+STEPS = "jobrunner --app examples.celery.steps:app work celery,default"
 
 
 class Way(NamedTuple):
@@ -148,11 +149,11 @@ class Shop:
         wait_until(lambda: not python_processes(self.home), timeout=PATIENCE, what="every process to be gone")
 
 
-def ask(server: WebServer, method: str, path: str, data: object = None) -> tuple[int, Any]:
+def ask(server: WebServer, method: str, path: str, data: object = None, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
     """The status and the JSON of an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
     try:
-        connection.request(method, path, body=json.dumps(data), headers={"Content-Type": "application/json"})
+        connection.request(method, path, body=json.dumps(data), headers={"Content-Type": "application/json", **(headers or {})})
         response = connection.getresponse()
         text = response.read()
     finally:
