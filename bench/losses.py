@@ -43,7 +43,7 @@ OURS = ("celery_jobrunner", "jobrunner", "jobrunner_embedded")
 """Rows that decide about the exit code. `celery_jobrunner_early` is none of them: Celery itself gives away what it runs."""
 TRANSACTIONAL = ("jobrunner", "jobrunner_embedded")
 """Rows that promise to join the caller's transaction; Celery's producers have connections of their own, with any broker."""
-TRIAL = Sizes(jobs=40, seconds=0.25, watch=45.0, timeout=4.0, beyond=3.0, few=2)
+TRIAL = Sizes(jobs=40, seconds=0.25, watch=60.0, timeout=4.0, beyond=3.0, few=2)
 """A lease of 4 s is renewed every 1.3 s: shorter, and a machine that is busy with the tests would stall a healthy worker for as long."""
 
 
