@@ -26,4 +26,4 @@ def place_order():
 
 def send_receipt(order_id):
     order = db.session.get_one(Order, order_id)
-    deliver(order, f"{g.tenant_id} thanks you for what {g.captured['request.headers.X-Request-ID']} ordered at {g.captured['request.path']}")
+    deliver(order, f"{g.tenant_id} thanks you for {g.captured['request.headers.X-Request-ID']} at {g.captured['request.path']}")

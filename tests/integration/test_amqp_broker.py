@@ -40,7 +40,7 @@ def publish(channel, *bodies):
 
 def given(channel, count, queue="orders"):
     """The next messages of the queue: (tag, body, whether it was delivered before)."""
-    found = []
+    found: list[tuple[int, str, bool]] = []
     for method, _, body in channel.consume(queue, inactivity_timeout=PATIENCE):
         assert method is not None, f"{len(found)} of {count} came"
         found.append((method.delivery_tag, body.decode(), method.redelivered))

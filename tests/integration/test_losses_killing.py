@@ -45,8 +45,7 @@ def processes(tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     for process in started:
-        process.wait(PATIENCE)
-        process.stdout.close()
+        process.communicate(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("how", ["goes on", "ends"])
