@@ -25,7 +25,7 @@ from tools import environment
 ROOT = environment.ROOT
 PLACE = ROOT / ".matrix"
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
-CELERIES = ("5.4", "5.5", "5.6")  # the newest one is in every other environment
+CELERIES = ("5.4", "5.5", "5.6")  # with the Kombu of the same number; the newest is in every other environment
 WORKERS = "tests/compat/kombu/test_celery_workers.py"
 OF_CELERY = (
     "tests/compat/kombu/test_messages.py",
@@ -110,7 +110,8 @@ def cells() -> list[Cell]:
         Cell("newest-pg17", extra="embedded-musl"),
     ]
     found += [
-        Cell(f"celery{version}", (f"celery=={version}.*",), options=old, tests=OF_CELERY, shown=("celery", "kombu")) for version in CELERIES
+        Cell(f"celery{one}", (f"celery=={one}.*", f"kombu=={one}.*"), options=old, tests=OF_CELERY, shown=("celery", "kombu"))
+        for one in CELERIES
     ]
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     for version in PYTHONS:
