@@ -17,7 +17,7 @@ import psycopg
 from celeries import SAFE, CeleryContender
 from pgmq.install import get_embedded_install_sql, get_embedded_sql_version, install_pgmq_sql
 from protocol import serve
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ class PgmqTransport(CeleryContender):
     def options(self) -> dict[str, Any]:
         """Half an hour, unless a timeout is wanted."""
         # As words: of an address pgmq's client takes host and port out by itself, and a socket's directory is neither.
-        options = {"conn_string": make_conninfo(self.dsn), "init_extension": False}
+        options = {"conn_string": make_conninfo(**conninfo_to_dict(self.dsn)), "init_extension": False}
         return options if self.timeout is None else options | {"visibility_timeout": self.timeout}
 
     def prepare(self) -> None:
