@@ -1,0 +1,145 @@
+"""How consumers end and go on: deaths, closing, idleness, forks and outages."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from jobrunner import JobRunner, clock, consuming
+from tests.support.rows import Scene
+from tests.support.waiting import wait_until
+
+PATIENCE = 30  # seconds until a call that should come back is given up
+
+
+@pytest.fixture
+def jobs(dsn):
+    runner = JobRunner(dsn=dsn)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture
+def queue(jobs):
+    """A queue whose messages come back at once when they are given back."""
+    return jobs.queue("emails", backoff="constant", backoff_base=0)
+
+
+def states(connection):
+    return dict(connection.execute("SELECT id, state FROM jobrunner.v_jobs").fetchall())
+
+
+def test_consumers_that_die_with_a_message_make_it_dead(jobs, connection):
+    """A message that takes its consumers down with it is quarantined after `max_deliveries` deaths in a row, and can be redriven."""
+    queue = jobs.queue("emails", max_deliveries=2, backoff="constant", backoff_base=0)
+    number = queue.put("poison")
+    scene = Scene(connection)
+    for _ in range(2):
+        assert [message.id for message in queue.pull(lease=60)] == [number]
+        scene.execute("UPDATE jobrunner.workers SET lease_expires_at = now() WHERE stopped_at IS NULL")
+        assert scene.store.rescue()[1] == 1
+    assert [(letter.id, letter.state) for letter in queue.dead.list()] == [(number, "quarantined")]
+    assert queue.dead.redrive([number]) == 1
+    assert queue.get().attempt == 1
+
+
+def test_closing_gives_back_what_is_held(dsn, connection):
+    """A JobRunner that is closed gives its messages back and closes its consumers' rows."""
+    jobs = JobRunner(dsn=dsn)
+    queue = jobs.queue("emails")
+    number = queue.put(1)
+    (message,) = queue.get_many(1)
+    jobs.close()
+    assert message.settled == "lost"
+    assert states(connection) == {number: "retrying"}
+    assert connection.execute("SELECT last_exit, kind FROM jobrunner.v_workers").fetchall() == [("done", "consumer")]
+    (again,) = queue.get_many(1)
+    assert (again.id, again.attempt) == (number, 2)
+    jobs.close()
+
+
+def test_closing_ends_the_waits(dsn, connection):
+    """Who waits for a message while the JobRunner is closed gets none, a loop ends, and nobody opens a connection once more."""
+    jobs = JobRunner(dsn=dsn)
+    queue = jobs.queue("emails")
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(queue.get, wait=PATIENCE)
+        loop = threads.submit(lambda: list(queue.consume(idle=PATIENCE)))
+        wait_until(lambda: [each._waiting for each in jobs.consumers.values()] == [2], timeout=PATIENCE, what="both to wait")
+        began = clock.monotonic()
+        jobs.close()
+        assert (one.result(PATIENCE), loop.result(PATIENCE)) == (None, [])
+        assert clock.monotonic() - began < PATIENCE / 2
+    assert jobs._database is None
+    pooled = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'jobrunner'"
+    wait_until(lambda: connection.execute(pooled).fetchone() == (0,), timeout=PATIENCE, what="the pool to be closed")
+    queue.put(1)
+    assert queue.get() is not None  # the next use begins anew
+    jobs.close()
+
+
+def test_an_idle_consumer_leaves(queue, connection, monkeypatch):
+    """A process that takes nothing for a while closes its row and its thread, and begins anew with the next `get`."""
+    monkeypatch.setattr(consuming, "IDLE", 0.05)
+    assert queue.get(wait=0) is None
+    left = "SELECT count(*) FROM jobrunner.workers WHERE stopped_at IS NOT NULL"
+    wait_until(lambda: connection.execute(left).fetchone() == (1,), timeout=PATIENCE, what="the row to be closed")
+    wait_until(lambda: not any(thread.name == "jobrunner-consumer" for thread in threading.enumerate()), timeout=PATIENCE, what="the thread to end")
+    queue.put(1)
+    assert queue.get() is not None
+
+
+def test_a_forked_child_begins_anew(queue, connection):
+    """After a fork what is held is the parent's; the child takes messages by a row of its own, and the parent's connections still work."""
+    queue.put_many(["parent", "child"])
+    parent = queue.get()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            message = queue.get(wait=PATIENCE)
+            message.ack()
+            code = 0 if message.body == "child" else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    parent.ack()
+    assert set(states(connection).values()) == {"succeeded"}
+    assert connection.execute("SELECT count(DISTINCT pid) FROM jobrunner.workers WHERE kind = 'consumer'").fetchone() == (2,)
+
+
+def test_a_claim_whose_answer_never_came_goes_back(queue, connection):
+    """What was claimed when the connection broke, and nobody here knows of, is given back by the next look."""
+    queue.put(1)
+    assert queue.get(wait=0).id
+    number = queue.put(2)
+    (consumer,) = queue._application.consumers.values()
+    connection.execute(
+        "UPDATE jobrunner.jobs SET state = 'running', worker_id = %s, lease = lease + 1, claimed_at = now(), attempt = 1 WHERE id = %s",
+        (consumer._worker_id, number),
+    )
+    consumer._in_doubt = True
+    message = queue.get(wait=PATIENCE)
+    assert (message.id, message.attempt) == (number, 1)
+
+
+def test_a_consumer_survives_an_outage(jobs, connection):
+    """When its connections are cut, the consumer connects again and goes on; what it held it holds still."""
+    queue = jobs.queue("emails")
+    queue.put_many(["a", "b"])
+    held = queue.get(lease=20)
+    connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND application_name LIKE 'jobrunner%'")
+
+    def took():
+        try:
+            return queue.get_many(1, wait=0)
+        except psycopg.OperationalError:
+            return []
+
+    (other,) = wait_until(took, timeout=PATIENCE, what="the next message")
+    assert other.body == "b"
+    held.ack()
