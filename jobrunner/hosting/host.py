@@ -208,12 +208,14 @@ class Host:
         """
         self._leaving.set()
         with self._guard:
-            worker, self._worker = self._worker, None
+            worker = self._worker
             if worker is not None:
                 worker.let_go()
             if self._seat is not None:
                 self._seat.give_up()
-        if worker is not None and wait and not worker.wait(self._grace() + LAST_WORDS, beat):
+        ended = worker is None or not wait or worker.wait(self._grace() + LAST_WORDS, beat)
+        self._worker = None  # only now: when a second signal has broken that off, the end of the process comes here again, and waits
+        if worker is not None and not ended:
             self.app.logger.warning("jobrunner: the embedded worker, pid %s, has not ended yet", worker.pid)
 
     def forget(self) -> None:

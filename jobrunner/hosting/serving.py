@@ -58,17 +58,20 @@ def accompany(worker: Any, begin: Callable[..., None], leave: Callable[..., None
 
     def accompanied() -> None:
         begin(beat=worker.notify)
-        wait = False
         try:
             run()
-            wait = worker.nr < worker.max_requests
-        except SystemExit as leaving:
-            wait = not leaving.code
-            raise
         finally:
-            leave(wait=wait, beat=worker.notify)
+            # Asked here and not in an `except`: a second signal that came with the first one raises once more on the way there.
+            leave(wait=_may_wait(worker, sys.exc_info()[1]), beat=worker.notify)
 
     worker.run = accompanied
+
+
+def _may_wait(worker: Any, leaving: BaseException | None) -> bool:
+    """Whether a gunicorn worker that leaves so may take its time."""
+    if leaving is None:
+        return bool(worker.nr < worker.max_requests)
+    return isinstance(leaving, SystemExit) and not leaving.code
 
 
 def watch_werkzeug(notice: Callable[[Any], None]) -> None:

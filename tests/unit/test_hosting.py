@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -174,6 +175,53 @@ def test_gunicorn_has_signs_of_life_while_its_worker_prepares(monkeypatch):
     serving.accompany(worker, accompanied.begin, accompanied.leave)
     worker.run()
     assert worker.signs.index("prepared") < worker.signs.index("run")
+
+
+@pytest.mark.parametrize(
+    ("leaving", "served", "expected"),
+    [(None, 0, True), (None, 5, False), (SystemExit(0), 0, True), (SystemExit(1), 0, False), (ValueError(), 0, False)],
+    ids=["told", "recycled", "signal", "hanging", "broken"],
+)
+def test_who_may_wait_for_its_worker(monkeypatch, leaving, served, expected):
+    """A gunicorn worker that was told to leave; not one that leaves to be replaced, nor one that was found hanging or is broken."""
+    worker, waits = Worker(), []
+    worker.nr, worker.max_requests = served, 5
+
+    def run():
+        if leaving is not None:
+            raise leaving
+
+    monkeypatch.setattr(worker, "run", run)
+    serving.accompany(worker, lambda beat: beat(), lambda **given: waits.append(given["wait"]))
+    with contextlib.nullcontext() if leaving is None else pytest.raises(type(leaving)):
+        worker.run()
+    assert waits == [expected]
+
+
+def test_a_second_signal_amid_the_leaving_does_not_end_the_wait():
+    """A terminal's Ctrl-C comes twice. Where the second one breaks the leaving off, the end of the process leaves again, and waits."""
+    app = Flask("shop")
+    leaver = Host(app, JobRunner(app, dsn="postgresql:///nowhere", embedded_worker="threads:1"))
+    done: list[str] = []
+
+    class Beside:
+        pid = 1
+
+        def let_go(self):
+            done.append("let go")
+            if len(done) == 1:
+                raise SystemExit(0)
+
+        def wait(self, *_):
+            done.append("waited")
+            return True
+
+    leaver._worker = Beside()  # type: ignore[assignment]
+    with pytest.raises(SystemExit):
+        leaver.leave()
+    leaver.leave()
+    leaver.leave()
+    assert done == ["let go", "let go", "waited"]
 
 
 def test_what_was_done_beside_signs_of_life_raises_here():
