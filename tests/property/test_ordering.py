@@ -63,6 +63,11 @@ class Machine(RuleBasedStateMachine):
                     found[str(key)] = job_id
         return found
 
+    def behind(self) -> list[int]:
+        """Those that wait behind others of their key, of which none runs."""
+        lives = [self.live(str(key)) for key in KEYS[1:]]
+        return [job_id for live in lives if all(job.state is State.QUEUED for job in live.values()) for job_id in list(live)[1:]]
+
     def running(self) -> list[int]:
         """What runs."""
         return sorted(job_id for job_id, job in self.jobs.items() if job.state is State.RUNNING)
@@ -86,6 +91,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, 1), key=st.sampled_from(KEYS[1:]), priority=st.sampled_from(PRIORITIES))
     def claim_one_key(self, who: int, key: str, priority: int) -> None:
+        self.claim_of(who, key, priority)
+
+    def claim_of(self, who: int, key: str, priority: int) -> None:
         found = self.store.claim_ordered(self.workers[who], [TASK], "default", priority, 4, Walk(given=(key,)))
         assert [job.id for job in found.jobs] == ([self.heads(priority)[key]] if key in self.heads(priority) else [])
         self.began(who, found.jobs)
@@ -140,6 +148,39 @@ class Machine(RuleBasedStateMachine):
         assert sorted(self.scene.run("redrive", {"queue": "default", "task": TASK, "ids": dead})) == dead
         for job_id in dead:
             self.jobs[job_id].state, self.jobs[job_id].due = State.QUEUED, True
+
+    @precondition(lambda self: self.behind())
+    @rule(data=st.data(), who=st.integers(0, 1), failed=st.booleans())
+    def come_back_before_one_that_runs(self, data: st.DataObject, who: int, failed: bool) -> None:
+        """Those before a job fail, or are cancelled; it begins, and one of them comes back: the other rules hardly ever meet in this order."""
+        job_id = data.draw(st.sampled_from(self.behind()), label="job")
+        key = str(self.jobs[job_id].key)
+        before = [each for each in self.live(key) if each < job_id]
+        for each in before:
+            if failed:
+                self.begin(who, each)
+                assert self.store.finish([Unsuccessful(Ending.FAIL, each, self.jobs[each].lease, run_ms=1)]) == []
+            else:
+                assert self.store.cancel(each) == "cancelled"
+            self.jobs[each].state = State.FAILED if failed else State.CANCELLED
+        self.begin(who, job_id)
+        old = data.draw(st.sampled_from(before), label="comes back")
+        if failed:
+            assert self.scene.run("redrive", {"queue": "default", "task": TASK, "ids": [old]}) == [old]
+        else:
+            self.store.requeue(old)
+        self.jobs[old].state, self.jobs[old].due = State.QUEUED, True
+        self.claim_of(1 - who, key, self.jobs[old].priority)
+        assert (self.jobs[old].state, self.jobs[job_id].state) == (State.QUEUED, State.RUNNING)
+
+    def begin(self, who: int, job_id: int) -> None:
+        """Have a worker begin the next job of a key, due or not."""
+        job = self.jobs[job_id]
+        if not job.due:
+            self.store.requeue(job_id)
+            job.due = True
+        self.claim_of(who, str(job.key), job.priority)
+        assert job.state is State.RUNNING
 
     @rule(who=st.integers(0, 1))
     def worker_is_lost(self, who: int) -> None:
