@@ -79,8 +79,8 @@ def redrive() -> BaseResponse:
 
 def _field(name: str) -> str:
     value = request.form.get(name, "")
-    if not value:
-        raise InvalidField(f"{name} is missing")
+    if not value or "\0" in value:
+        raise InvalidField(f"{name} has a NUL character" if value else f"{name} is missing")
     return value
 
 

@@ -141,6 +141,8 @@ def _queue(name: str) -> MessageQueue:
 
 def database_of(queue: str) -> Database:
     """Where to read of a queue: as the pages do, or in the other database that it lives in. A row may have any name."""
+    if "\0" in queue:
+        raise InvalidField("a queue's name has no NUL character")
     board = dashboard()
     home = board.jobs.branch_of(queue)
     found: Database = board.reads() if home is board.jobs else home.database

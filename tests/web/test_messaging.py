@@ -71,7 +71,7 @@ def test_a_stopped_group_is_resumed(client, connection, search) -> None:
     assert "The group goes on where it was" in readable(clean(client.get(answer.headers["Location"])))
     assert not stopped(connection)
     assert "No group 'nobody' is subscribed" in readable(clean(client.post("/topics/resume", data={"topic": "orders", "group": "nobody"}), 404))
-    for nonsense in ({}, {"topic": "orders"}, {"topic": "orders", "group": "billing"}):
+    for nonsense in ({}, {"topic": "orders"}, {"topic": "orders", "group": "billing"}, {"topic": "orders", "group": "a\0"}):
         assert "/topics" in clean(client.post("/topics/resume", data=nonsense), 422).links
 
 
@@ -98,6 +98,7 @@ def test_dead_letters_with_their_reasons(client, letters) -> None:
     one = clean(client.get("/dead-letters?queue=emails"))
     assert "orders" not in readable(one)
     assert "Dead letters of emails" in readable(one)
+    clean(client.get("/dead-letters?queue=a%00"), 422)  # no database has one
 
 
 def test_dead_letters_are_delivered_again(client, jobs, letters) -> None:
