@@ -279,7 +279,7 @@ class JobRunner(Databases):
         Who waits for a message gets none, at once; who waits for a job goes on waiting, on a connection that is not of the pool.
         """
         consumers, self.consumers = self.consumers, {}  # first: who takes from now on has another one
-        for consumer in consumers.values():
+        for consumer in list(consumers.values()):  # a thread that looked there just before may still put one in
             consumer.close()
         with self._lock:
             database, self._database, self._found = self._database, None, None

@@ -18,7 +18,6 @@ import psycopg
 
 from jobrunner import clock, messagestore
 from jobrunner.claimer import Claimer, Room
-from jobrunner.envelopes import Facts, Message, Receipt
 from jobrunner.errors import DatabaseUnreachable, LeaseLost
 from jobrunner.hearing import ear_of
 from jobrunner.holding import ALWAYS, Holds
@@ -26,14 +25,14 @@ from jobrunner.jobs import Ending, Leaving, Unsuccessful, WorkerCounts, WorkerSi
 from jobrunner.messagestore import EXPIRED_AT_ONCE
 from jobrunner.pulling import consumer_facts
 from jobrunner.settings import MESSAGE_TASK
-from jobrunner.settling import give_back, hint_of, outcome_of, settle_elsewhere
+from jobrunner.settling import give_back, hint_of, opened, outcome_of, settle_elsewhere
 from jobrunner.transient import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from jobrunner.database import Database
-    from jobrunner.jobs import ClaimedJob
+    from jobrunner.envelopes import Message
     from jobrunner.messagestore import MessageStore
 
 logger = logging.getLogger("jobrunner.messages")
@@ -70,6 +69,7 @@ class Consumer:
 
     def __init__(self, home: Home, queue: str) -> None:
         self._home, self._queue = home, queue
+        self._closed = False  # for good: whoever waits, or loops over messages, does not go on with connections of his own
         self.forget()
         _known.add(self)
 
@@ -86,26 +86,24 @@ class Consumer:
         self._called = False  # whether there may be something new
         self._in_doubt = False  # whether a claim may have committed whose answer never came
         self._thread: threading.Thread | None = None
-        self._closes = 0  # how often it was closed: whoever waited then does not go on with a connection of his own
         self._counts = WorkerCounts()
 
     # -- taking
 
     def take(self, most: int, lease: float | None, wait: float) -> list[Message]:
-        """At most `most` messages, as soon as there is one; none when there is none for `wait` seconds, or when it is closed meanwhile.
+        """At most `most` messages, as soon as there is one; none when there is none for `wait` seconds, or when it is closed.
 
         Raises:
             psycopg.Error, DatabaseUnreachable: the database did not answer; what was claimed meanwhile comes back by its lease.
         """
         ends = clock.monotonic() + wait
-        closes = self._closes
-        self._shorten(lease)
         with self._asking():
+            self._shorten(lease)  # in here: a row that is closed because nobody asks forgets how briefly it was to live
             while True:
                 with self._taking:
-                    messages = self._look(most, lease) if self._closes == closes else []
+                    messages = [] if self._closed else self._look(most, lease)
                 left = ends - clock.monotonic()
-                if messages or self._closes != closes or (left <= 0 and not self._claimer.walking):
+                if messages or self._closed or (left <= 0 and not self._claimer.walking):
                     return messages
                 pause = min(left, self._claimer.next_at - clock.monotonic())
                 with self._state:
@@ -155,26 +153,13 @@ class Consumer:
             jobs = self._claimer.claim(store, self._worker_id, Room(most))
             if suspects := [(job.id, job.lease, 0.0) for job in jobs if job.suspect]:
                 store.start(suspects)  # or the death of this process would not be counted against them
-            messages = self._opened(store, jobs) if jobs else []
-            self._in_doubt = False
-        if not messages:
-            return []
+            messages = opened(store, jobs, self) if jobs else []
         with self._state:
             self._held.add(messages, ALWAYS if lease is None else sent + lease)
-            self._counts = self._counts._replace(claimed=self._counts.claimed + len(jobs))
-            self._state.notify_all()
-        return messages
-
-    def _opened(self, store: MessageStore, jobs: Sequence[ClaimedJob]) -> list[Message]:
-        """The messages; what cannot be read is dead, and keeps nobody from the others."""
-        facts = store.facts([job.id for job in jobs])
-        messages: list[Message] = []
-        for job in jobs:
-            try:
-                messages.append(Message(job, Facts(*facts[job.id]), self))
-            except (ValueError, RecursionError, KeyError, AttributeError) as error:
-                logger.warning("message cannot be read: it is dead", extra={"message_id": job.id, "error": type(error).__name__})
-                store.finish([outcome_of(Receipt(job.id, job.lease), Ending.FAIL, reason=f"cannot be read: {error}")])
+            self._in_doubt = False  # not before: an interrupt in between would leave messages that nobody knows of, for as long as we live
+            if messages:
+                self._counts = self._counts._replace(claimed=self._counts.claimed + len(jobs))
+                self._state.notify_all()
         return messages
 
     def _reconcile(self, store: MessageStore) -> None:
@@ -345,10 +330,10 @@ class Consumer:
     # -- the end
 
     def close(self) -> None:
-        """Give back what is held and close the row; who waits in `take` gets nothing. The next `take` begins anew."""
+        """Give back what is held and close the row; who waits in `take`, or comes later, gets nothing."""
         looked = self._taking.acquire(timeout=RETRY)  # a look under way has its messages first; not for ever, where the database is away
         with self._state:
-            self._closes += 1
+            self._closed = True
             self.call()
             held = self._held.empty()
             thread, worker_id, self._thread, self._worker_id = self._thread, self._worker_id, None, 0
@@ -363,7 +348,9 @@ class Consumer:
                 if held:
                     give_back(store, held, "the consumer ended without a word about it")
                 store.stop_worker(worker_id, Leaving("done"), self._counts)
-        except (psycopg.Error, DatabaseUnreachable, OSError) as error:
+        except Exception as error:  # such as a pool without a free connection: whoever closes has more to close
+            if not isinstance(error, (psycopg.Error, DatabaseUnreachable, OSError)):
+                logger.exception("a consumer could not be closed")
             logger.warning("messages not given back: they go to others when their lease is over", extra={"error": type(error).__name__})
         for message in held:
             message.lose()

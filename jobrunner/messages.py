@@ -218,8 +218,9 @@ class MessageQueue:
         most, seconds = _count(batch, MAX_BATCH), math.inf if idle is None else seconds_of("idle", idle)
         held = _lease(lease)
         taken: list[Message] = []
+        consumer = self._consumer()  # one for the whole loop: a JobRunner that is closed while a message is handled ends it as well
         try:
-            while taken := self._consumer().take(most, held, seconds):
+            while taken := consumer.take(most, held, seconds):
                 while taken:
                     message = taken[0]
                     if message.settled is None:

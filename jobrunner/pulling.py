@@ -13,16 +13,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner.claimer import Claimer, Room
-from jobrunner.envelopes import Facts, Message, Receipt
+from jobrunner.envelopes import Receipt
 from jobrunner.errors import IllegalTransition, LeaseLost
 from jobrunner.messagestore import EXPIRED_AT_ONCE, MessageStore
 from jobrunner.settings import MESSAGE_TASK
-from jobrunner.settling import hint_of, outcome_of, settle_elsewhere
+from jobrunner.settling import hint_of, opened, outcome_of, settle_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from jobrunner.database import Database
+    from jobrunner.envelopes import Message
     from jobrunner.jobs import Ending
 
 
@@ -67,8 +68,10 @@ class Pulls:
                 return []
             # However long it takes: a pull that is not settled in time must count, or a message could kill its consumers for ever.
             store.start([(job.id, job.lease, 0.0) for job in jobs])
-            found = store.facts([job.id for job in jobs])
-        return [Message(job, Facts(*found[job.id]), self) for job in jobs]
+            messages = opened(store, jobs, self)
+            if not messages:
+                store.drop_consumer(worker_id)
+        return messages
 
     def settle(
         self, message: Message | Receipt, ending: Ending | None, *, delay: timedelta | float | None, reason: str, place: Mapping[str, Any]

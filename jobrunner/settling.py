@@ -1,15 +1,16 @@
-"""Owns turning what a consumer says of a message into the outcome of an attempt, and writing it in the consumer's own transaction.
+"""Owns making messages of claimed rows, and writing what a consumer says of one as the outcome of an attempt, also in its transaction.
 
 It must not know who holds the message.
 """
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner import clock, places
-from jobrunner.envelopes import Receipt
+from jobrunner.envelopes import Facts, Message, Receipt
 from jobrunner.errors import ConfigurationError, LeaseLost
 from jobrunner.jobs import Ending, Outcome, Succeeded, Unsuccessful
 from jobrunner.store import Store
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 
     from jobrunner.commits import Hint
     from jobrunner.database import Database
-    from jobrunner.envelopes import Message
+    from jobrunner.envelopes import Settling
+    from jobrunner.jobs import ClaimedJob
     from jobrunner.messagestore import MessageStore
+
+logger = logging.getLogger("jobrunner.messages")
 
 MAX_REASON = 2_000  # characters of what a consumer says
 NACKED, DEAD = "jobrunner.messages.Nack", "jobrunner.messages.Dead"  # error types of the record
@@ -39,6 +43,19 @@ class Home(Protocol):
     @property
     def wakeups(self) -> bool:
         """Whether hints are sent."""
+
+
+def opened(store: MessageStore, jobs: Sequence[ClaimedJob], by: Settling) -> list[Message]:
+    """The messages that were claimed; what cannot be read is dead, and keeps nobody from the others."""
+    facts = store.facts([job.id for job in jobs])
+    messages: list[Message] = []
+    for job in jobs:
+        try:
+            messages.append(Message(job, Facts(*facts[job.id]), by))
+        except (ValueError, RecursionError, KeyError, AttributeError) as error:
+            logger.warning("message cannot be read: it is dead", extra={"message_id": job.id, "error": type(error).__name__})
+            store.finish([outcome_of(Receipt(job.id, job.lease), Ending.FAIL, reason=f"cannot be read: {error}")])
+    return messages
 
 
 def outcome_of(receipt: Receipt, ending: Ending | None, *, delay: timedelta | float | None = None, reason: str = "") -> Outcome:

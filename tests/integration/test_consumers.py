@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -80,6 +81,36 @@ def test_closing_ends_the_waits(dsn, connection):
     queue.put(1)
     assert queue.get() is not None  # the next use begins anew
     jobs.close()
+
+
+def test_closing_ends_a_loop_that_is_at_a_message(dsn):
+    """Closed while its body runs the loop ends there: it takes no further message, and opens no connection for one."""
+    jobs = JobRunner(dsn=dsn)
+    queue = jobs.queue("emails")
+    queue.put_many(["first", "second"])
+    seen = []
+    for message in queue.consume(idle=0):
+        seen.append(message.body)
+        jobs.close()
+    assert seen == ["first"]
+    assert jobs._database is None
+
+
+def test_closing_without_a_free_connection_closes_the_rest(dsn):
+    """While the application has all connections nothing can be given back; the JobRunner is closed all the same."""
+    jobs = JobRunner(dsn=dsn)
+    jobs.pool_size = 1
+    queue = jobs.queue("emails")
+    queue.put(1)
+    (message,) = queue.get_many(1, lease=None)
+    ready, pool = jobs.database.ready, cast("Any", jobs.database.engine.pool)
+    taken = [ready.take() for _ in range(2)]  # as many as there may be
+    pool._timeout = 0.05
+    jobs.close()
+    for each in taken:
+        ready.give(each)
+    assert message.settled == "lost"
+    assert (jobs.consumers, jobs._database) == ({}, None)
 
 
 def test_an_idle_consumer_leaves(queue, connection, monkeypatch):

@@ -191,7 +191,7 @@ def test_an_open_acknowledgement_holds_up_no_other_that_was_rolled_back(queue):
 def test_a_message_that_cannot_be_given_back_does_not_cost_the_others_their_lease(queue, connection):
     """Whatever goes wrong with one message whose lease is over, the row of the consumer is renewed, and the others stay its own."""
     queue.put_many(["stuck", "mine"])
-    stuck, mine = queue.get(lease=2), queue.get(lease=None)  # the row of the consumer lives for a second without a word
+    stuck, mine = queue.get(lease=8), queue.get(lease=None)  # the row of the consumer lives for four seconds without a word
     connection.execute("CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''not back''; END'")
     try:
         connection.execute(
@@ -199,8 +199,8 @@ def test_a_message_that_cannot_be_given_back_does_not_cost_the_others_their_leas
             " WHEN (OLD.state = 'running' AND NEW.state = 'queued') EXECUTE FUNCTION public.refuse()"
         )
         hold_briefly(stuck)
-        renewed = "SELECT bool_and(heartbeat_at > started_at + interval '4 seconds') FROM jobrunner.workers"
-        wait_until(lambda: connection.execute(renewed).fetchone() == (True,), timeout=PATIENCE, what="the row to be renewed for a while")
+        renewed = "SELECT bool_and(heartbeat_at > started_at + interval '6 seconds') FROM jobrunner.workers"
+        wait_until(lambda: connection.execute(renewed).fetchone() == (True,), timeout=PATIENCE, what="the row to be renewed for longer than it lives")
         mine.ack()
     finally:
         connection.execute("DROP FUNCTION public.refuse() CASCADE")

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 
 from jobrunner import JobRunner
 from jobrunner.errors import ConfigurationError, IllegalTransition, InvalidPayload
+from jobrunner.settings import MESSAGE_TASK
+from tests.support.rows import Scene
 from tests.support.waiting import wait_until
 
 PATIENCE = 30  # seconds until a call that should come back is given up
@@ -45,6 +47,16 @@ def test_what_is_put_is_given_once(queue, connection):
     message.ack()
     assert states(connection) == {number: "succeeded"}
     assert message.settled == "ack"
+
+
+@pytest.mark.parametrize("verb", ["get_many", "pull"])
+def test_what_cannot_be_read_is_dead_and_keeps_nobody_from_the_others(queue, connection, verb):
+    """A number with more digits than Python reads, written by SQL, is a dead letter; the message beside it is given all the same."""
+    args = "=jsonb_build_object('body', repeat('9', 5000)::numeric)"
+    unreadable = Scene(connection).job(task=MESSAGE_TASK, queue="emails", args=args, lease=0)
+    number = queue.put("fine")
+    assert [message.body for message in getattr(queue, verb)(3)] == ["fine"]
+    assert states(connection) == {unreadable: "failed", number: "running"}
 
 
 @pytest.mark.parametrize("body", [None, True, 0, -1.5, "text", "", [], {}, {"body": 1}, [{"a": [None]}]])
