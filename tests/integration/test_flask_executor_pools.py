@@ -328,3 +328,13 @@ def test_an_app_that_has_a_jobrunner_by_way_of_celery():
     assert calls._self._jobs is celery.__jobrunner__
     assert find_jobrunner(own) is celery.__jobrunner__
     celery.close()
+
+
+def test_what_is_wrong_with_a_jobrunner_that_is_there_is_said():
+    """A malformed setting is the error, and not that the app has a JobRunner already."""
+    own = Flask("shop")
+    own.config.update(EXECUTOR_TYPE="jobs", JOBRUNNER_DSN="postgresql://nobody@127.0.0.1:1/nowhere", JOBRUNNER_EMBEDDED_WORKER="many")
+    celery = own.extensions["celery"] = Celery("shop", set_as_current=False)
+    with pytest.raises(ConfigurationError, match="JOBRUNNER_EMBEDDED_WORKER"):
+        Executor(own)
+    celery.close()

@@ -208,6 +208,8 @@ class Executor(InstanceProxy, _Executor):
         try:
             jobs = find_jobrunner(app)  # also that of a Celery app, which workers find as well
         except ConfigurationError:
+            if "jobrunner" in app.extensions:  # it has one, and the error says what is wrong with it
+                raise
             jobs = JobRunner(app)
         executor = FlaskJobExecutor(jobs, workers, self.name, names, app.config.get(self._option("OPTIONS")) or {})
         for fn in self._decorated.values():
