@@ -83,7 +83,7 @@ def test_flower_shows_workers_and_tasks_and_revokes_one(shop, flower):
         shown = wait_until(lambda: _task(ask, task.id, "SUCCESS"), timeout=PATIENCE, what="the task to be shown as done")
         assert (shown["name"], shown["result"], shown["worker"]) == (ADD, "5", worker.name)
 
-        later = own.send("sell", 1, countdown=8)
+        later = own.send("sell", 1, countdown=20)  # in which Flower and the worker have to hear of its end
         assert ask("POST", f"/api/task/revoke/{later.id}")[0] == http.HTTPStatus.OK
         own.wait_until_empty()
         wait_until(lambda: _task(ask, later.id, "REVOKED"), timeout=PATIENCE, what="the other to be shown as revoked")
@@ -91,11 +91,11 @@ def test_flower_shows_workers_and_tasks_and_revokes_one(shop, flower):
 
 
 def _worker(ask, name, asked):
-    status, found = ask("GET", f"/api/workers?refresh=true&workername={name}")
+    status, found = ask("GET", f"/api/workers?refresh=true&workername={name}") or (0, {})
     about = found.get(name, {}) if status == http.HTTPStatus.OK else {}
     return about if asked <= about.keys() else None
 
 
 def _task(ask, number, state):
-    status, found = ask("GET", f"/api/task/info/{number}")
+    status, found = ask("GET", f"/api/task/info/{number}") or (0, {})
     return found if status == http.HTTPStatus.OK and found["state"] == state else None
