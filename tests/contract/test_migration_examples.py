@@ -96,12 +96,20 @@ def change_imports(shop):
     """Do to a checkout of before what the guide from Celery says: one command."""
     guide = blocks((GUIDES / "celery.md").read_text(), "console")
     (command,) = (line.removeprefix("$ ").partition("     #")[0] for text in guide for line in text.splitlines() if line.startswith("$ sed"))
-    script = f"set -e; git init --quiet; git add examples/celery/before.py; {command}"
+    # Without what a hook of git that runs this has in its environment: its files would be those of the checkout.
+    script = f'set -e; unset "${{!GIT_@}}"; git init --quiet; git add examples/celery/before.py; {command}'
     subprocess.run(["bash", "-c", script], cwd=shop.home, check=True, timeout=PATIENCE)
     shop.of_before = {}
 
 
-@pytest.mark.parametrize(("way", "when"), [*((way, when) for way in WAYS for when in ("before", "after")), ("celery", "day 0"), ("celery", "sed")])
+@pytest.mark.parametrize(
+    ("way", "when"),
+    [
+        *((way, when) for way in WAYS for when in ("before", "after")),
+        ("celery", "day 0"),
+        pytest.param("celery", "sed", marks=pytest.mark.needs("git")),
+    ],
+)
 def test_one_story(shop, way, when):
     """Receipts go out, one of them at the second try; one can watch an invoice being made; an order that the COMMIT refused never was.
 
