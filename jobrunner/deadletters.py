@@ -72,7 +72,7 @@ class DeadLetters:
         with self._queue.home().database.store() as store:
             rows = messagestore.MessageStore(store.connection).dead(self._queue.name, limit, before)
         return [
-            DeadLetter(message_id, *Contents.of(args), key, state, reason, deliveries, enqueued_at, died_at)
+            DeadLetter(message_id, *Contents.read(args), key, state, reason, deliveries, enqueued_at, died_at)
             for message_id, args, key, state, reason, deliveries, enqueued_at, died_at in rows
         ]
 

@@ -61,6 +61,14 @@ class Contents(NamedTuple):
         headers = args.get("headers")
         return cls(args["body"] if "body" in args else dict(args), headers if isinstance(headers, dict) else {})
 
+    @classmethod
+    def read(cls, text: str) -> Contents:
+        """From the JSON text of the arguments; what Python cannot read (SQL can write numbers without end) is shown as that text."""
+        try:
+            return cls.of(json.loads(text))
+        except (ValueError, RecursionError, AttributeError):
+            return cls(text, {})
+
 
 class Facts(NamedTuple):
     """What the claim of a message does not tell."""

@@ -324,7 +324,7 @@ class MessageQueue:
         with self._database.store() as store:
             rows = messagestore.MessageStore(store.connection).waiting(self.name, _count(most, MAX_BATCH))
         return [
-            Waiting(message_id, *Contents.of(args), key, priority, enqueued_at, deliver_at, deliveries)
+            Waiting(message_id, *Contents.read(args), key, priority, enqueued_at, deliver_at, deliveries)
             for message_id, args, key, priority, enqueued_at, deliver_at, deliveries in rows
         ]
 

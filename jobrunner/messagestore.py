@@ -39,12 +39,12 @@ _HELD = (
 )
 _SIZE = "/* jobrunner:message_count */ SELECT count(*) FROM jobrunner.jobs WHERE queue = %s AND task = %s AND state = 'queued'"
 _WAITING = (
-    "/* jobrunner:message_peek */ SELECT id, args, ordering_key, priority, created_at, run_at, attempt FROM jobrunner.jobs "
+    "/* jobrunner:message_peek */ SELECT id, args::text, ordering_key, priority, created_at, run_at, attempt FROM jobrunner.jobs "
     "WHERE queue = %s AND task = %s AND state = 'queued' ORDER BY priority, run_at, id LIMIT %s"
 )
 # By the task and what did not succeed, which has an index of its own: a queue with millions of handled messages is not walked.
 _DEAD = (
-    "/* jobrunner:message_dead */ SELECT id, args, ordering_key, state, last_error, attempt, created_at, finished_at "
+    "/* jobrunner:message_dead */ SELECT id, args::text, ordering_key, state, last_error, attempt, created_at, finished_at "
     "FROM jobrunner.job_history "
     "WHERE task = %(task)s AND state <> 'succeeded' AND state IN ('failed', 'quarantined') AND queue = %(queue)s "
     "AND (%(at)s::timestamptz IS NULL OR (finished_at, id) < (%(at)s::timestamptz, %(id)s::bigint)) "
@@ -100,7 +100,7 @@ class MessageStore(Store):
         return 0 if row is None else row[0]
 
     def waiting(self, queue: str, most: int) -> list[tuple[Any, ...]]:
-        """The first messages that wait, in the order of `envelopes.Waiting` with the arguments in place of body and headers."""
+        """The first messages that wait, in the order of `envelopes.Waiting` with the text of the arguments in place of body and headers."""
         return self.connection.execute(_WAITING, (queue, MESSAGE_TASK, most)).fetchall()
 
     def dead(self, queue: str, most: int, before: tuple[datetime, int] | None) -> list[tuple[Any, ...]]:

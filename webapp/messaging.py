@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 SHOWN = 50  # dead letters of one page
 WIDTH = 400  # characters of a body
-NOTICES = {"resumed": "The group goes on where it was: it gets the same events again."}
+NOTICES = {
+    "resumed": "The group goes on where it was: it gets the same events again.",
+    "going": "The group had not stopped: nothing was changed.",
+}
 
 
 def topics() -> Response:
@@ -37,9 +40,9 @@ def resume() -> BaseResponse:
     """POST: let a group that has stopped go on, then back to the topics."""
     board = dashboard()
     topic, group = _field("topic"), _field("group")
-    checked(lambda: board.jobs.topic(topic).resume(group))
+    goes_on = checked(lambda: board.jobs.topic(topic).resume(group))
     board.reads.wrote()
-    return redirect(url_for("jobrunner.topics", done="resumed"), 303)
+    return redirect(url_for("jobrunner.topics", done="resumed" if goes_on else "going"), 303)
 
 
 def dead_letters() -> Response:

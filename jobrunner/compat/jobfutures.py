@@ -60,7 +60,7 @@ class JobFuture(Future[R]):
         self.notice = Notice(self, ended)
 
     def cancel(self) -> bool:
-        """Cancel the job if no worker has begun it. One UPDATE, which commits at once.
+        """Cancel the job if no worker has begun it. One UPDATE, which commits at once; a look at the job when that changed nothing.
 
         Returns:
             True when it is cancelled, now or before, whoever did it; False when it runs or is finished.

@@ -55,8 +55,12 @@ def test_what_cannot_be_read_is_dead_and_keeps_nobody_from_the_others(queue, con
     args = "=jsonb_build_object('body', repeat('9', 5000)::numeric)"
     unreadable = Scene(connection).job(task=MESSAGE_TASK, queue="emails", args=args, lease=0)
     number = queue.put("fine")
+    text = '{"body": ' + "9" * 5000 + "}"
+    assert [waiting.body for waiting in queue.peek()] == [text, "fine"]
     assert [message.body for message in getattr(queue, verb)(3)] == ["fine"]
     assert states(connection) == {unreadable: "failed", number: "running"}
+    assert [(letter.id, letter.body) for letter in queue.dead.list()] == [(unreadable, text)]
+    assert queue.dead.purge() == 1
 
 
 @pytest.mark.parametrize("body", [None, True, 0, -1.5, "text", "", [], {}, {"body": 1}, [{"a": [None]}]])
@@ -274,15 +278,6 @@ def test_purge_cancels_what_waits(queue, connection, monkeypatch):
     found = states(connection)
     assert found.pop(held) == "succeeded"
     assert set(found.values()) == {"cancelled"}
-
-
-def test_a_message_that_cannot_be_read_is_dead(queue, connection):
-    """A row that no program can read does not keep the others from being given."""
-    endless = "1" * 5000  # more digits than Python reads
-    connection.execute("INSERT INTO jobrunner.jobs (task, queue, args) VALUES ('jobrunner.message', 'emails', %s)", (f'{{"body": {endless}}}',))
-    good = queue.put("good")
-    assert [message.id for message in queue.get_many(9)] == [good]
-    assert "failed" in states(connection).values()
 
 
 def test_a_message_put_by_sql_is_one(queue, connection):

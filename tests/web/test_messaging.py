@@ -70,6 +70,8 @@ def test_a_stopped_group_is_resumed(client, connection, search) -> None:
     assert answer.status_code == 303
     assert "The group goes on where it was" in readable(clean(client.get(answer.headers["Location"])))
     assert not stopped(connection)
+    twice = client.post("/topics/resume", data={"topic": "orders", "group": "search"})
+    assert "had not stopped" in readable(clean(client.get(twice.headers["Location"])))
     assert "No group 'nobody' is subscribed" in readable(clean(client.post("/topics/resume", data={"topic": "orders", "group": "nobody"}), 404))
     for nonsense in ({}, {"topic": "orders"}, {"topic": "orders", "group": "billing"}, {"topic": "orders", "group": "a\0"}):
         assert "/topics" in clean(client.post("/topics/resume", data=nonsense), 422).links

@@ -57,7 +57,7 @@ def test_given_back_extended_and_dead(client) -> None:
     client.post(f"{URL}/messages", json={"body": 1})
     (first,) = pull(client)
     assert settle(client, first["receipt"], "nack", delay=0, reason="busy").json == {"settled": "nack"}
-    (second,) = pull(client, lease=5)
+    (second,) = pull(client, lease=60)
     assert (second["id"], second["attempt"], second["redelivered"]) == (first["id"], 2, True)
     assert settle(client, second["receipt"], "extend", lease=600).json == {"lease": 600}
     assert settle(client, second["receipt"], "dead", reason="cannot be parsed").json == {"settled": "dead"}
