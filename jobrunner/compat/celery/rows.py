@@ -39,7 +39,8 @@ SELECT j.meta -> 'celery' AS celery, j.queue, j.priority, j.crash_count, j.max_c
        extract(epoch FROM j.time_limit)::float8 AS time_limit, extract(epoch FROM j.soft_time_limit)::float8 AS soft_time_limit,
        CASE WHEN j.lease > j.attempt THEN coalesce((
            SELECT a.outcome = 'released' AND a.started_at IS NOT NULL FROM jobrunner.job_attempts a
-           WHERE a.job_id = j.id ORDER BY a.lease DESC LIMIT 1), false) ELSE false END AS was_released
+           WHERE a.job_id = j.id ORDER BY a.lease DESC LIMIT 1), false) ELSE false END AS was_released,
+       j.run_at > now() AS is_early
 FROM jobrunner.jobs j WHERE j.id = %(id)s AND j.lease = %(lease)s AND j.state = 'running'
 """
 _AMEND = """
@@ -81,6 +82,7 @@ class Begun(NamedTuple):
     Attributes:
         celery: our part of `meta`; None for a job that was written by SQL or by Jobrunner's own enqueue.
         was_released: the attempt before this one had begun and was given back, as in a deploy.
+        is_early: it is not due: a test has brought it.
     """
 
     celery: dict[str, Any] | None
@@ -92,6 +94,7 @@ class Begun(NamedTuple):
     time_limit: float | None
     soft_time_limit: float | None
     was_released: bool
+    is_early: bool
 
 
 class Found(NamedTuple):

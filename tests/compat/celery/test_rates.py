@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,6 +58,24 @@ def test_moments_are_shared_by_processes_and_threads():
     assert rates.reserve("one", 100) == pytest.approx(8000, abs=60)
     assert len({round(pause / 100) for pause in taken}) == 40
     assert rates.reserve("other", 100) == 0
+
+
+def test_turns_that_were_missed_are_not_taken_all_at_once(monkeypatch):
+    """One that comes at its turn goes before those that wait, an interval after the last; what a worker finds overdue it spreads anew."""
+    now = [1000.0]
+    monkeypatch.setattr("jobrunner.compat.celery.app.rates.time", SimpleNamespace(monotonic=lambda: now[0]))
+    rates = Rates(["one"])
+    assert [rates.reserve("one", 60) for _ in range(4)] == [0, 60, 120, 180]
+    now[0] = 1061  # the second, a little late
+    assert rates.reserve("one", 60, has_waited=True) == 0
+    now[0] = 1120  # the third, in time: it waits in its slot
+    assert rates.reserve("one", 60, has_waited=True) == 1
+    assert rates.reserve("one", 60) == 120
+    now[0] = 5000
+    anew = Rates(["one"])
+    assert [anew.reserve("one", 60, has_waited=True) for _ in range(3)] == [0, 60, 120]
+    assert anew.reserve("one", 60) == 180
+    assert [anew.reserve("made after the file", 60) for _ in range(2)] == [0, 60]
 
 
 def test_tasks_that_are_too_early_keep_their_turn(app, run, connection):

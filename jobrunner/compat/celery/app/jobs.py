@@ -69,7 +69,7 @@ def run_job(app: Celery, task: Task, stored: dict[str, Any]) -> Any:
         request = request_of(context, begun, args, kwargs, hostname_of(app))
         sink = JobSink(app, task, context, request, database)
         _refuse(sink, begun, kept)
-        _pace(sink, kept)
+        _pace(sink, begun, kept)
         with _state.joining(blocks=True):
             try:
                 outcome = trace(task, request, sink)
@@ -130,17 +130,21 @@ def _refuse(sink: JobSink, begun: Begun, kept: Mapping[str, Any]) -> None:
         raise Fail(f"WorkerLostError: {_BY_DEPLOY}")
 
 
-def _pace(sink: JobSink, kept: Mapping[str, Any]) -> None:
-    """Put a task off whose `rate_limit` does not let it begin yet. It keeps its turn: it is asked once for each attempt."""
+def _pace(sink: JobSink, begun: Begun, kept: Mapping[str, Any]) -> None:
+    """Put a task off whose `rate_limit` does not let it begin yet. It has a turn then, one for each attempt."""
     app, task, attempt = sink.app, sink.task, sink.context.attempt
-    if not task.rate_limit or app.conf.worker_disable_rate_limits or kept.get("paced") == attempt:
+    has_waited = kept.get("paced") == attempt
+    # After a crash it goes on at once: a snooze forgets crashes, so that one which always crashes would never be quarantined. Only tests
+    # bring it before its turn; their clock is not that of the rates.
+    if not task.rate_limit or app.conf.worker_disable_rate_limits or begun.crash_count or (has_waited and begun.is_early):
         return
     from jobrunner.compat.celery.app import rates
 
     interval = rates.interval_of(task.rate_limit)
-    pause = 0.0 if interval is None else rates.rates_of(app).reserve(task.name, interval)
-    if pause > rates.IN_PLACE:
-        sink.say({"paced": attempt})
+    pause = 0.0 if interval is None else rates.rates_of(app).reserve(task.name, interval, has_waited=has_waited)
+    if pause > rates.patience(has_waited=has_waited):
+        if not has_waited:
+            sink.say({"paced": attempt})
         raise Snooze(pause, f"rate_limit={task.rate_limit}")
     time.sleep(pause)
 
