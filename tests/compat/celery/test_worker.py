@@ -170,7 +170,7 @@ def test_limits_of_a_worker_are_for_tasks_that_have_none(behaving, dsn, tmp_path
     with psycopg.connect(dsn, autocommit=True) as connection:  # a job with limits of another kind
         _, job_id = behaving.celery.backend.find(memory.id)
         connection.execute("UPDATE jobrunner.jobs SET memory_limit = 2000000000 WHERE id = %s", (job_id,))
-    with workers(dsn, tmp_path / "ledger", "celery", "-c", "2", "--soft-time-limit", "0.5s", app=APP):
+    with workers(dsn, tmp_path / "ledger", "celery", "-c", "2", "--soft-time-limit", "3s", app=APP):
         assert soft.get(timeout=PATIENCE) == memory.get(timeout=PATIENCE) == "cleaned up"
 
 

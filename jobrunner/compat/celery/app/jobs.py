@@ -61,6 +61,7 @@ def run_job(app: Celery, task: Task, stored: dict[str, Any]) -> Any:
 
     database = app.jobs.home.database
     runs_once = not runs_again(task, app.conf)
+    begun: Begun | None = None
     sink: JobSink | None = None
     try:
         begun = rows.begin(database, context)
@@ -77,6 +78,8 @@ def run_job(app: Celery, task: Task, stored: dict[str, Any]) -> Any:
                 flush_proxies()
     except JobStopped as stopped:
         if runs_once and stopped.reason == "deploy" and not (sink is not None and sink.has_begun):
+            if begun.was_released if begun is not None else context.lease > context.attempt:
+                raise  # given back as it was found: the record of a snooze would hide that the body had begun in an attempt before
             # Given back, it would look like a task that was interrupted, which is not to be begun twice; this one has not been begun.
             raise Snooze(0, _BEFORE_BODY) from stopped
         if sink is not None:
