@@ -72,15 +72,20 @@ class LoggingProxy:
         stream: what it stands for; handlers that write to this one while a record is logged write there.
     """
 
-    closed = False
+    _guard = threading.local()  # of all of them: what is printed to one is logged by handlers that may write to another
 
     def __init__(self, logger: logging.Logger, level: int, stream: Any) -> None:
         self._logger, self._level, self._stream = logger, level, stream
         self._own = threading.local()
 
+    @property
+    def closed(self) -> bool:
+        """Whether a task has closed what is behind it: then the worker replaces this process."""
+        return bool(self._stream.closed)
+
     def write(self, data: str) -> int:
         """Keep the text, and log each line that is complete."""
-        if getattr(self._own, "is_logging", False):
+        if self._is_logging():
             self._stream.write(data)
             return len(data)
         *lines, self._own.rest = (getattr(self._own, "rest", "") + str(data)).split("\n")
@@ -94,18 +99,22 @@ class LoggingProxy:
 
     def flush(self) -> None:
         """Log what is left of a line."""
-        rest, self._own.rest = getattr(self._own, "rest", ""), ""
-        self._log([rest])
+        if not self._is_logging():  # else it is a handler that flushes, and the record is not through all of them
+            rest, self._own.rest = getattr(self._own, "rest", ""), ""
+            self._log([rest])
         self._stream.flush()
 
+    def _is_logging(self) -> bool:
+        return bool(getattr(self._guard, "is_logging", False))
+
     def _log(self, lines: list[str]) -> None:
-        self._own.is_logging = True
+        self._guard.is_logging = True
         try:
             for line in lines:
                 if line.strip():
                     self._logger.log(self._level, "%s", line)
         finally:
-            self._own.is_logging = False
+            self._guard.is_logging = False
 
     def isatty(self) -> bool:
         """It is none."""
@@ -118,6 +127,6 @@ class LoggingProxy:
 def flush_proxies() -> None:
     """Log what is left of a line, while the job that printed it is the current one."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, LoggingProxy):
-            with contextlib.suppress(OSError, ValueError):  # a task may have closed what is behind it
-                stream.flush()
+        # Not only a LoggingProxy: beside other jobs of its process a job has a stream of its own before it. A task may have closed it.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()

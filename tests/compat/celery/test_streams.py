@@ -1,0 +1,28 @@
+"""The streams that stand for stdout and stderr in a child, where what is printed is logged."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+from jobrunner.compat.celery.utils.log import LoggingProxy
+
+
+def test_a_line_is_logged_once_whatever_its_handlers_write_to():
+    """Handlers that were made in the child write to these streams themselves, and flush them after each record."""
+    logger = logging.Logger("of the streams")
+    stdout, stderr = io.StringIO(), io.StringIO()
+    out, err = LoggingProxy(logger, logging.WARNING, stdout), LoggingProxy(logger, logging.WARNING, stderr)
+    for stream in (err, err, out):
+        logger.addHandler(logging.StreamHandler(stream))
+    print("one\ntwo", file=out)
+    assert stderr.getvalue() == "one\none\ntwo\ntwo\n"
+    assert stdout.getvalue() == "one\ntwo\n"
+
+
+def test_a_stream_that_a_task_has_closed_looks_closed():
+    """By this the worker knows that the process is spoilt for the next job."""
+    stream = LoggingProxy(logging.Logger("of the streams"), logging.WARNING, io.StringIO())
+    assert not stream.closed
+    stream.close()
+    assert stream.closed
