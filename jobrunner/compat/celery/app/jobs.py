@@ -122,12 +122,15 @@ def _refuse(sink: JobSink, begun: Begun, kept: Mapping[str, Any]) -> None:
     if not is_wanted and (expires := kept.get("expires")) and datetime.now(UTC) >= datetime.fromisoformat(expires):
         sink.revoked("expired", expired=True)
         raise Cancel(f"expired at {expires}")
-    asked = kept.get("asked")
-    if asked and asked["attempt"] == sink.context.attempt and (begun.crash_count or begun.was_released):
+    asked, context = kept.get("asked"), sink.context
+    # The last attempt that is counted has one such word after the other: only that of the lease before is of the run that was cut off.
+    is_last = context.attempt >= MOST_ATTEMPTS
+    is_meant = asked and asked["attempt"] == context.attempt and (not is_last or asked["lease"] == context.lease - 1)
+    if is_meant and (begun.crash_count or begun.was_released):
         # The body has ended, with a retry that stands in the row; only the engine had not heard of it. So that is what follows, after
         # its pause, and not one run of the body more or less than there would have been.
         left = (datetime.fromisoformat(asked["until"]) - datetime.now(UTC)).total_seconds()
-        raise _again(sink.context, max(0.0, left), "a retry that was asked for when the process died")
+        raise _again(context, max(0.0, left), "a retry that was asked for when the process died")
     if begun.was_released and begun.max_crashes == 1:
         sink.failed(WorkerLostError(_BY_DEPLOY), None)
         raise Fail(f"WorkerLostError: {_BY_DEPLOY}")
@@ -203,7 +206,8 @@ class JobSink:
             self._error.__traceback__ = reason.__traceback__
         eta = sending.iso(self.app, reason.when) if isinstance(reason.when, datetime) else None
         until = datetime.now(UTC) + timedelta(seconds=min(self._pause, _LONGEST_PAUSE))
-        patch |= {"retries": self.request.retries + 1, "eta": eta, "asked": {"attempt": self.context.attempt, "until": until.isoformat()}}
+        asked = {"attempt": self.context.attempt, "lease": self.context.lease, "until": until.isoformat()}
+        patch |= {"retries": self.request.retries + 1, "eta": eta, "asked": asked}
         if not self.request.ignore_result:
             patch |= state_patch(states.RETRY, reason.exc, str(einfo))
         # One attempt more than this: a retry is always possible, and nothing else is tried again by itself.
