@@ -87,7 +87,7 @@ def _until_softened():
         return "cleaned up"
 
 
-@celery.task(soft_time_limit=0.5)
+@celery.task(soft_time_limit=3)
 def soft():
     return _until_softened()
 
