@@ -25,7 +25,7 @@ from tools import environment
 ROOT = environment.ROOT
 PLACE = ROOT / ".matrix"
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
-CELERIES = {"5.4": (3, 12), "5.5": (3, 13), "5.6": (3, 14)}  # with the newest Python it is declared for, and the Kombu of its number
+CELERIES = {"5.4": (3, 12), "5.5": (3, 13), "5.6": (3, 13)}  # with the newest Python it is declared for, and the Kombu of its number
 WORKERS = "tests/compat/kombu/test_celery_workers.py"
 OF_CELERY = (
     "tests/compat/kombu/test_messages.py",
