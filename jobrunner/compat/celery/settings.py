@@ -31,45 +31,60 @@ class Settings(MutableMapping[str, Any]):
     Args:
         loader: reads the source of the configuration.
         namespace: a prefix that the source's keys have: `CELERY` makes `CELERY_TASK_ALWAYS_EAGER` of `task_always_eager`.
-        lock: held while the source is read; the app's, whose tasks read settings while they are made.
+        lock: held while what has been read is taken; the app's, whose tasks read settings while they are made.
     """
 
     def __init__(self, loader: _Loader | None = None, namespace: str | None = None, lock: threading.RLock | None = None) -> None:
         vars(self).update(_changes={}, _added={}, _loaded=None, _loader=loader, _namespace=namespace, _on_loaded=None)
-        vars(self).update(_is_ready=False, _lock=lock or threading.RLock())
+        vars(self).update(_is_ready=False, _lock=lock or threading.RLock(), _readers=set(), _caller=None)
 
     def source(self, loader: _Loader, namespace: str | None) -> None:
         """Take another source; it is read when something is asked for next."""
         vars(self).update(_loader=loader, _loaded=None, _namespace=namespace, _is_ready=False)
 
     def when_loaded(self, callback: Callable[[], Any]) -> None:
-        """Call back once after the source has been read; after the next reading as well, when it raises: nothing is read then."""
-        vars(self)["_on_loaded"] = callback
+        """Call back once after the source has been read; after the next reading as well, when it raises: nothing is read then.
+
+        Not when it is that callback which asks for it, by naming another source: it would be called for ever.
+        """
+        if vars(self)["_caller"] != threading.get_ident():
+            vars(self)["_on_loaded"] = callback
 
     def load(self) -> None:
-        """Read the source, if that has not been done. Another thread waits until it has, so that it does not go by the defaults."""
-        own = vars(self)
-        if own["_is_ready"]:
-            return
-        with own["_lock"]:
-            if own["_loaded"] is None:  # else this thread is reading it, or another one just has
-                self._load(own)
-                own["_is_ready"] = own["_loaded"] is not None  # the callback may have named another source
+        """Read the source, if that has not been done. Another thread waits until it has, so that it does not go by the defaults.
 
-    def _load(self, own: dict[str, Any]) -> None:
-        own["_loaded"] = {}  # what the source itself asks for while it is read has no answer there
-        callback: Callable[[], Any] | None = None
-        try:
+        No lock is held while it is read: that may import a module, and a thread which imports it already may be asking for a setting.
+        Two threads that come at once both read it, and one of them takes what it says.
+        """
+        own, me = vars(self), threading.get_ident()
+        while not own["_is_ready"]:
+            if me in own["_readers"] or (me == own["_caller"] and own["_loaded"] is not None):
+                return  # what the source itself asks for while it is read has no answer there
             loader = own["_loader"]
-            if loader is not None:
-                own["_loaded"] = {self._name(key): value for key, value in loader().items()}
-            callback, own["_on_loaded"] = own["_on_loaded"], None
+            own["_readers"].add(me)
+            try:
+                found: dict[str, Any] = {} if loader is None else {self._name(key): value for key, value in loader().items()}
+            finally:
+                own["_readers"].discard(me)
+            with own["_lock"]:
+                if own["_loader"] is loader and not own["_is_ready"]:  # else another source was named meanwhile, or somebody was faster
+                    self._take(own, found, me)
+
+    def _take(self, own: dict[str, Any], found: dict[str, Any], me: int) -> None:
+        own["_loaded"] = found
+        if me == own["_caller"]:
+            return  # the callback has named another source: it is ready when the callback is through
+        callback, own["_on_loaded"], own["_caller"] = own["_on_loaded"], None, me
+        try:
             if callback is not None:
                 callback()
         except BaseException:
             # What was refused is refused each time, not only the first time that somebody reads a setting.
             own.update(_loaded=None, _on_loaded=own["_on_loaded"] or callback)
             raise
+        finally:
+            own["_caller"] = None
+        own["_is_ready"] = own["_loaded"] is not None  # else another source was named, and `load` goes on
 
     def add_defaults(self, values: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
         """Take values for what nobody sets otherwise."""
@@ -79,8 +94,8 @@ class Settings(MutableMapping[str, Any]):
     def is_set(self, name: str) -> bool:
         """Whether somebody has set it, to whatever value."""
         self.load()
-        own, key = vars(self), self._name(name)
-        return any(key in own[layer] for layer in ("_changes", "_loaded", "_added")) or key in _environ()
+        key = self._name(name)
+        return any(key in layer for layer in self._layers()) or key in _environ()
 
     def ones_set(self) -> dict[str, Feature]:
         """The settings of Celery's that somebody has set."""
@@ -89,8 +104,8 @@ class Settings(MutableMapping[str, Any]):
     def without_defaults(self) -> dict[str, Any]:
         """Everything that somebody has set."""
         self.load()
-        own = vars(self)
-        return {**own["_added"], **own["_loaded"], **own["_changes"]}
+        changes, loaded, added = self._layers()
+        return {**added, **loaded, **changes}
 
     def check(self) -> None:
         """Refuse what could only be honoured by running code out of the database.
@@ -105,6 +120,11 @@ class Settings(MutableMapping[str, Any]):
         if not _JSON & {str(one).lower() for one in accepted}:
             raise ImproperlyConfigured(f"accept_content={accepted!r} lacks json: Jobrunner stores arguments and results as typed JSON only")
 
+    def _layers(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """What was set, what was loaded, what was added as defaults. Nothing is loaded for whoever asks while it is read."""
+        own = vars(self)
+        return own["_changes"], own["_loaded"] or {}, own["_added"]
+
     def _name(self, key: Any) -> Any:
         if not isinstance(key, str) or key in SETTINGS:
             return key
@@ -118,12 +138,12 @@ class Settings(MutableMapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         self.load()
-        own, name = vars(self), self._name(key)
+        name = self._name(key)
         if name in (environ := _environ()):
             return environ[name]
-        for layer in ("_changes", "_loaded", "_added"):
-            if name in own[layer]:
-                return own[layer][name]
+        for layer in self._layers():
+            if name in layer:
+                return layer[name]
         return DEFAULTS[name]
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -131,11 +151,11 @@ class Settings(MutableMapping[str, Any]):
 
     def __delitem__(self, key: str) -> None:
         name = self._name(key)
-        found = [layer for layer in ("_changes", "_loaded", "_added") if name in (vars(self)[layer] or {})]
+        found = [layer for layer in self._layers() if name in layer]
         if not found:
             raise KeyError(key)
         for layer in found:
-            del vars(self)[layer][name]
+            del layer[name]
 
     def __getattr__(self, name: str) -> Any:
         try:

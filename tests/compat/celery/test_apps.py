@@ -142,6 +142,11 @@ def test_two_threads_that_need_a_task_at_once_make_one(dsn):
     base: Any = app.Task
     made: list[Any] = []
     seen: list[Any] = []
+    asks = threading.Event()
+
+    def ask():
+        asks.set()
+        seen.append(work._get_current_object())
 
     class Slow(base):  # type: ignore[misc]
         def __init_subclass__(cls, **kwargs):
@@ -149,13 +154,14 @@ def test_two_threads_that_need_a_task_at_once_make_one(dsn):
             made.append(cls)
             if len(made) == 1:
                 other.start()
+                asks.wait(60)
                 other.join(0.5)  # as long as it could take to make a second one
 
     @app.task(base=Slow)
     def work():
         return None
 
-    other = threading.Thread(target=lambda: seen.append(work._get_current_object()))
+    other = threading.Thread(target=ask)
     seen.append(work._get_current_object())
     other.join(60)
     assert len(made) == 1

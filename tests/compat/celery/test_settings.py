@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from types import ModuleType, SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from jobrunner.compat.celery import Celery
 from jobrunner.compat.celery.conf import DEFAULTS, OLD_NAMES, SETTINGS, Rating, setting
 from jobrunner.compat.celery.exceptions import ImproperlyConfigured
+from jobrunner.compat.celery.settings import symbol_by_name
 
 
 def test_new_and_old_names_are_one_setting():
@@ -80,21 +82,117 @@ def test_only_json_is_accepted(settings):
     assert app.conf.task_default_queue == "celery"
 
 
-def test_a_thread_that_comes_while_the_source_is_read_waits_for_it():
-    """Else its first task would go to the default queue."""
+def test_a_thread_that_comes_while_the_source_is_read_has_what_it_says():
+    """It reads the source itself; else its first task would go to the default queue."""
     app = Celery()
-    seen = []
+    seen: list[str] = []
     other = threading.Thread(target=lambda: seen.append(app.conf.task_default_queue))
 
     def load():
-        other.start()
-        other.join(0.5)  # as long as it could take to read one
+        if other.ident is None:
+            other.start()
+            other.join(60)
         return {"task_default_queue": "loaded"}
 
     app.conf.source(load, None)
     assert app.conf.task_default_queue == "loaded"
-    other.join(60)
     assert seen == ["loaded"]
+
+
+def test_a_thread_that_comes_while_receivers_are_told_waits_for_them():
+    """They may set something."""
+    app = Celery()
+    seen: list[str] = []
+    asks = threading.Event()
+
+    def ask():
+        asks.set()
+        seen.append(app.conf.task_default_queue)
+
+    other = threading.Thread(target=ask)
+
+    @app.on_after_configure.connect
+    def set_up(sender, **kwargs):
+        other.start()
+        asks.wait(60)
+        other.join(0.5)  # as long as it could take to read one
+        sender.conf.task_default_queue = "set"
+
+    assert app.conf.task_default_queue == "set"
+    other.join(60)
+    assert seen == ["set"]
+
+
+GATED = """
+import the_gate
+task_default_queue = "loaded"
+the_gate.is_importing.set()
+the_gate.is_awaited.wait(60)
+the_gate.seen.append(the_gate.app.conf.task_default_queue)
+"""
+
+
+@pytest.mark.parametrize("wanted", ["setting", "task"])
+def test_a_module_of_settings_that_asks_the_app_while_others_wait_for_it(tmp_path, monkeypatch, wanted):
+    """One thread imports it, and its body asks for a setting; another one needs it meanwhile. Neither holds what the other waits for."""
+    (tmp_path / f"gated_{wanted}.py").write_text(GATED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    gate: Any = ModuleType("the_gate")
+    gate.app, gate.seen, gate.is_importing, gate.is_awaited = Celery("shop"), [], threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, "the_gate", gate)
+    gate.app.config_from_object(f"gated_{wanted}")
+    gate.app.task(name="shop.work")(print)
+
+    def at_the_door(name):
+        gate.is_awaited.set()  # whatever this thread holds, it holds now
+        return symbol_by_name(name)
+
+    monkeypatch.setattr("jobrunner.compat.celery.settings.symbol_by_name", at_the_door)
+    ask = {"setting": lambda: gate.app.conf.task_default_queue, "task": lambda: gate.app.tasks["shop.work"].name}[wanted]
+    answers: list[str] = []
+    first = threading.Thread(target=importlib.import_module, args=(f"gated_{wanted}",), daemon=True)
+    second = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
+    first.start()
+    assert gate.is_importing.wait(60)
+    second.start()
+    for one in (first, second):
+        one.join(60)
+        assert not one.is_alive()
+    assert (gate.seen, answers) == (["loaded"], ["loaded" if wanted == "setting" else "shop.work"])
+
+
+def test_what_a_source_asks_for_while_it_is_read_has_no_answer_there():
+    """It gets the default, and does not read the source for ever."""
+    app = Celery()
+    seen: list[str] = []
+
+    def load():
+        seen.append(app.conf.task_default_queue)
+        return {"task_default_queue": "loaded"}
+
+    app.conf.source(load, None)
+    assert app.conf.task_default_queue == "loaded"
+    assert seen == ["celery"]
+
+
+@pytest.mark.parametrize("signal", ["on_configure", "on_after_configure"])
+def test_a_receiver_may_name_another_source(signal):
+    """It is read in place of the first, checked like it, and nobody is told once more: the receiver would name it for ever."""
+    app = Celery()
+    source = {"task_default_queue": "second"}
+    told: list[str] = []
+
+    @getattr(app, signal).connect
+    def set_up(sender, **kwargs):
+        told.append(signal)
+        sender.config_from_object(source)
+
+    app.config_from_object({"task_default_queue": "first", "timezone": "Europe/Rome"})
+    assert (app.conf.task_default_queue, app.conf.timezone, told) == ("second", DEFAULTS["timezone"], [signal])
+    source["task_serializer"] = "pickle"
+    app.config_from_object({"task_default_queue": "first"})
+    with pytest.raises(ImproperlyConfigured, match="typed JSON only"):
+        app.conf.task_default_queue  # noqa: B018
 
 
 def test_a_call_cannot_be_pickled(app):

@@ -165,6 +165,7 @@ class Celery(Absent):
         self.on_configure.send(sender=self)
         self.conf.check()
         self.on_after_configure.send(sender=self, source=self.conf)
+        self.conf.check()  # again: a receiver may have set something, or named another source
 
     # -- tasks
 
@@ -209,6 +210,7 @@ class Celery(Absent):
             raise Unsupported("pydantic=True", "annotate the parameters of a native task: models travel by their type")
         name = name or self.gen_task_name(fun.__name__, fun.__module__)
         chosen = symbol_by_name(base) or self.Task
+        self.conf.load()  # before the lock: it may import a module, and whoever imports that may be waiting for the lock
         with self._lock:  # requests in two threads may need a task at once: both would make it, and workers would run the other one
             known = self._tasks.get(name)
             if known is not None:
@@ -262,6 +264,8 @@ class Celery(Absent):
 
     def finalize(self, auto: bool = False) -> None:  # noqa: FBT001, FBT002
         """Make all tasks whose decorators have run, shared ones too."""
+        if not self.finalized:
+            self.conf.load()  # before the lock, as for one task
         with self._lock:
             if self.finalized:
                 return
