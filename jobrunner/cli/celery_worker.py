@@ -37,6 +37,7 @@ _INSTEAD = {
     "multi": "one command for each worker, started by systemd, supervisor or a container",
 }  # fmt: skip
 _LONGEST = 10**9  # seconds of a limit: above thirty years nobody meant it
+_SHORTEST = 0.001  # seconds of one: `work` takes milliseconds
 _FILE_MODE = 0o644  # of pid and log files, before the umask
 
 
@@ -88,8 +89,21 @@ class _Concurrency(click.ParamType):  # type: ignore[type-arg]  # generic only i
         return str(value).lower()
 
 
+class _Limit(click.FloatRange):
+    """Seconds of a time limit; 0 is none."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=_LONGEST)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if 0 < seconds < _SHORTEST:
+            self.fail(f"{value} is neither 0, for none, nor {_SHORTEST} at least", param, ctx)
+        return seconds
+
+
 _POSITIVE: dict[str, Any] = {"type": click.IntRange(min=1), "metavar": "NUMBER"}
-_SECONDS: dict[str, Any] = {"type": click.FloatRange(min=0, max=_LONGEST), "metavar": "SECONDS"}
+_SECONDS: dict[str, Any] = {"type": _Limit(), "metavar": "SECONDS"}
 _TEXT: dict[str, Any] = {"metavar": "TEXT"}
 _FILE: dict[str, Any] = {"metavar": "FILE"}
 _NAMES: dict[str, Any] = {"type": _List(), "metavar": "NAMES"}

@@ -164,6 +164,17 @@ def test_limits_are_passed_on(shop):
     line = native(shop, "-A", "shop", "--time-limit=3600", "--soft-time-limit", "12.25")
     assert "work celery --time-limit 3600s --soft-time-limit 12.25s --name" in line
     assert "--time-limit" not in native(shop, "-A", "shop", "--time-limit", "0")
+    assert "work celery --soft-time-limit 0.001s --name" in native(shop, "-A", "shop", "--soft-time-limit", "0.001")
+
+
+@pytest.mark.parametrize("flag", ["--time-limit", "--soft-time-limit"])
+def test_a_limit_that_would_be_none_is_refused_by_its_own_name(shop, flag):
+    """Less than a millisecond would be `0s` of `work`, which is another command's error."""
+    said = shop("celery-worker", "-A", "shop", flag, "0.0004", ok=None)
+    assert said.code == 2
+    assert flag in said.err
+    assert "neither 0, for none, nor 0.001 at least" in said.err
+    assert "native:" not in said.err
 
 
 def test_memory_of_a_child_is_in_kib(shop):
