@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import sys
-import weakref
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,6 @@ ON_CRASH = "JOBRUNNER_CELERY_ON_CRASH"
 CRASHES_IF_RETRIED = 3  # deaths of its process after which a task that may run again is quarantined: Jobrunner's default
 _POSTGRES = ("postgresql", "postgres", "jobrunner")
 _ALONE = ("sqla+", "db+", "")  # how kombu and Celery write the addresses of databases
-_warned: weakref.WeakSet[Celery] = weakref.WeakSet()  # apps whose addresses have been spoken of
 
 
 class CeleryRunner(JobRunner):
@@ -78,9 +76,9 @@ def warn_of_addresses(app: Celery, *, silently: bool = False) -> None:
     Args:
         silently: only take it as said: a worker says it in its table.
     """
-    if app in _warned:
+    said = object()
+    if vars(app).setdefault("_said_of_addresses", said) is not said:  # in one step: two first requests may come at once
         return
-    _warned.add(app)
     unused = [name for name in ("broker_url", "result_backend") if app.conf[name] and database_url(app.conf[name]) is None]
     if unused and not silently:
         verb = "is" if len(unused) == 1 else "are"
