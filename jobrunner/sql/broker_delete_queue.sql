@@ -1,4 +1,5 @@
--- broker_delete_queue: removes a queue with its bindings and the messages that wait in it. Returns how many messages.
+-- broker_delete_queue: removes a queue with its bindings and the messages that wait in it. Returns whether there is no such queue now, removed
+--   or not there before.
 -- Parameters: queue; if_empty (only when none waits); if_unused (only when no living consumer began with it).
 -- Locks: the rows of the queue, of its bindings and messages. Index: broker_queues_pkey, broker_bindings_of_queue, broker_messages_claim.
 -- Consumers are few, and read one after the other.
@@ -14,6 +15,5 @@ WITH gone AS (
 ), emptied AS (
     DELETE FROM jobrunner.broker_messages m
     WHERE m.queue = :'queue'::text AND m.consumer_id IS NULL AND EXISTS (SELECT FROM gone)
-    RETURNING m.id
 )
-SELECT count(*) FROM emptied
+SELECT EXISTS (SELECT FROM gone) OR NOT EXISTS (SELECT FROM jobrunner.broker_queues q WHERE q.name = :'queue'::text) AS is_gone

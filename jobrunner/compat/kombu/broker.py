@@ -154,9 +154,9 @@ class Broker:
         """Remove what waits in a queue; gives how many messages that were."""
         return int(self._run("broker_purge", {"queue": queue})[0][0])
 
-    def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> None:
-        """Remove a queue with what waits in it."""
-        self._run("broker_delete_queue", {"queue": queue, "if_empty": if_empty, "if_unused": if_unused})
+    def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+        """Remove a queue with what waits in it. Whether it is not there now: with `if_empty` and `if_unused` it may have been left alone."""
+        return bool(self._run("broker_delete_queue", {"queue": queue, "if_empty": if_empty, "if_unused": if_unused})[0][0])
 
     # -- upkeep
 

@@ -105,9 +105,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # Kombu has no types
         """
         if if_unused and any(queue in channel._active_queues for channel in self.connection.channels):  # noqa: SLF001  Kombu's only list of them
             return
-        self._own.broker.delete(queue, if_empty=if_empty, if_unused=if_unused)
-        self._declared.pop(queue, None)
-        self.state.queue_bindings_delete(queue)
+        if self._own.broker.delete(queue, if_empty=if_empty, if_unused=if_unused):  # else whoever restores it has to know how
+            self._declared.pop(queue, None)
+            self.state.queue_bindings_delete(queue)
 
     def queue_bind(self, queue: str, exchange: str | None = None, routing_key: str = "", arguments: Any = None, **_kwargs: Any) -> None:
         """Lead messages of an exchange to a queue, in every process."""

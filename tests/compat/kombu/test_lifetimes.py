@@ -101,6 +101,31 @@ def test_a_queue_that_is_consumed_from_is_not_deleted_if_unused(connect, connect
     assert "used" not in names(connection)
 
 
+@pytest.mark.parametrize("reason", ["if_empty", "if_unused"])
+def test_a_queue_that_was_left_alone_is_declared_and_bound_anew_as_it_was(connect, connection, reason):
+    """Its channel knows its properties and its bindings until it is really deleted."""
+    channel = connect(**QUICK).channel()
+    queue = Queue("left", Exchange("e"), routing_key="l", expires=600)
+    queue(channel).declare()
+    if reason == "if_empty":
+        Producer(channel, exchange=queue.exchange, routing_key="l").publish("x")
+    else:
+        connection.execute(
+            "INSERT INTO jobrunner.broker_consumers (host, pid, queues, lease, lease_expires_at)"
+            " VALUES ('h', 1, '{left}', interval '1 minute', now() + interval '1 minute')"
+        )
+    queue(channel).delete(**{reason: True})
+    assert "left" in names(connection)
+    connection.execute("WITH unbound AS (DELETE FROM jobrunner.broker_bindings) DELETE FROM jobrunner.broker_queues")
+    channel._restore_queues(["left"])
+    assert connection.execute("SELECT expires > interval '5 minutes' FROM jobrunner.broker_queues WHERE name = 'left'").fetchone() == (True,)
+    assert connection.execute("SELECT exchange, routing_key FROM jobrunner.broker_bindings WHERE queue = 'left'").fetchall() == [("e", "l")]
+    connection.execute("DELETE FROM jobrunner.broker_consumers")
+    queue(channel).delete()
+    channel._restore_queues(["left"])
+    assert connection.execute("SELECT count(*) FROM jobrunner.broker_bindings WHERE queue = 'left'").fetchone() == (0,)
+
+
 def test_messages_without_a_queue_are_swept(keeping, connection):
     """What was on its way to a queue when that was deleted is no row for ever."""
     connection.execute("INSERT INTO jobrunner.broker_messages (queue, message) SELECT 'gone', '{}' FROM generate_series(1, 5)")
