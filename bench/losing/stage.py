@@ -63,8 +63,10 @@ class Stage:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.kill()
-        self.contender.close()
+        try:
+            self.kill()
+        finally:
+            self.contender.close()
 
     @property
     def versions(self) -> dict[str, str]:
