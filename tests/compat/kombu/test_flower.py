@@ -6,9 +6,11 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -26,7 +28,7 @@ class OverSocket(http.client.HTTPConnection):
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(PATIENCE)
-        self.sock.connect(str(self.path))
+        self.sock.connect(self.path)
 
 
 @pytest.fixture
@@ -35,7 +37,9 @@ def flower(tmp_path):
     with contextlib.ExitStack() as stack:
 
         def started(own):
-            path, log = tmp_path / "web.sock", tmp_path / "flower.log"
+            short = tempfile.mkdtemp(prefix="f", dir="/tmp")  # a socket's path has 107 bytes at most; tmp_path may need them all
+            stack.callback(shutil.rmtree, short, ignore_errors=True)
+            path, log = f"{short}/web.sock", tmp_path / "flower.log"
             command = [sys.executable, "-m", "celery", "-A", MODULE, "flower", f"--unix-socket={path}", "--inspect-timeout=5000"]
             environment = own.environment | {"FLOWER_UNAUTHENTICATED_API": "true", "HOME": str(tmp_path)}
             with log.open("wb") as out:
