@@ -155,7 +155,7 @@ class Broker:
         return int(self._run("broker_purge", {"queue": queue})[0][0])
 
     def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
-        """Remove a queue with what waits in it. Whether it is not there now: with `if_empty` and `if_unused` it may have been left alone."""
+        """Remove a queue with what waits in it; gives whether it is gone, and not left alone."""
         return bool(self._run("broker_delete_queue", {"queue": queue, "if_empty": if_empty, "if_unused": if_unused})[0][0])
 
     # -- upkeep
