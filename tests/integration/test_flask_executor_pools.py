@@ -203,6 +203,16 @@ def test_exceptions_are_propagated_when_asked_for(app, caplog):
     propagate_exceptions_callback(done)
 
 
+def test_exceptions_are_propagated_once(app):
+    """Also by an executor that is given another app, or the same one once more, as for a flip of its type."""
+    app.config["EXECUTOR_PROPAGATE_EXCEPTIONS"] = "true"
+    executor = Executor(app)
+    executor.shutdown()
+    executor.init_app(app)
+    assert executor._default_done_callbacks == [propagate_exceptions_callback]
+    executor.shutdown()
+
+
 def test_callbacks_have_contexts(app, executor):
     """A callback sees the request in which it was added, and can submit."""
     seen: list[object] = []

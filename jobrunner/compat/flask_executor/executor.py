@@ -121,7 +121,8 @@ class Executor(InstanceProxy, _Executor):
         workers = config.setdefault(self._option("MAX_WORKERS"), None)
         length = config.setdefault(self._option("FUTURES_MAX_LENGTH"), None)
         config.setdefault(self._option("PUSH_APP_CONTEXT"), True)
-        if str2bool(config.setdefault(self._option("PROPAGATE_EXCEPTIONS"), False)):
+        propagates = str2bool(config.setdefault(self._option("PROPAGATE_EXCEPTIONS"), False))
+        if propagates and propagate_exceptions_callback not in self._default_done_callbacks:  # of an `init_app` before
             self.add_default_done_callback(propagate_exceptions_callback)
         self._app = app
         size = None if workers is None else int(workers)
