@@ -188,6 +188,10 @@ class Notice(Waiting):
         """Whether anybody holds the future."""
         return self._future() is not None
 
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do; so it is when nobody holds the future, unless its end is to be told of in any case."""
+        return super().is_over() or (self._ended is None and self._future() is None)
+
     def enlist(self, home: Home) -> None:
         """Have the watcher look for it from now on."""
         self._enlisted_in = os.getpid()
