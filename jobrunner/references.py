@@ -35,6 +35,16 @@ _DROP_IN = (
 )
 _COUNT = "SELECT count(*) FROM jobrunner.job_references WHERE space = %(space)s"
 _KEYS = "SELECT key FROM jobrunner.job_references WHERE space = %(space)s ORDER BY created_at, job_id"
+# One statement is one snapshot: a job on its way from one table to the other is in one of them. LIMIT keeps it a probe of primary keys.
+_THERE = """
+SELECT asked.id FROM unnest(%(ids)s::bigint[]) AS asked (id)
+CROSS JOIN LATERAL (
+    (SELECT true FROM jobrunner.jobs j WHERE j.id = asked.id LIMIT 1)
+    UNION ALL
+    (SELECT true FROM jobrunner.job_history h WHERE h.id = asked.id LIMIT 1)
+    LIMIT 1
+) AS found
+"""
 _TRIM = """
 DELETE FROM jobrunner.job_references r
 USING (
@@ -130,6 +140,10 @@ class References:
     def keys(self, space: str) -> list[str]:
         """All keys of a space, the oldest first."""
         return [key for (key,) in self._run(_KEYS, {"space": space})]
+
+    def there(self, job_ids: Iterable[int]) -> set[int]:
+        """Those of the jobs that are live or in history: a reference may outlive its job, for a day and longer."""
+        return {job_id for (job_id,) in self._run(_THERE, {"ids": list(job_ids)})}
 
     def _run(self, statement: LiteralString, parameters: Mapping[str, Any]) -> list[Any]:
         try:

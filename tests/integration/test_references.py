@@ -219,6 +219,15 @@ def test_the_longest_key_fits(load, found):
     assert load.options(reference=("s" * 200, key)).enqueue().id == found.find("s" * 200, key)
 
 
+def test_which_jobs_are_there(load, found, connection):
+    """Live ones and those in history; not one that retention has dropped."""
+    live, finished, gone = (load.enqueue().id for _ in range(3))
+    Scene(connection).put_into_history(finished, State.FAILED)
+    connection.execute("DELETE FROM jobrunner.jobs WHERE id = %s", (gone,))
+    assert found.there([live, finished, gone]) == {live, finished}
+    assert found.there([]) == set()
+
+
 def test_a_job_that_is_there_gets_a_reference(load, found):
     """By `add`, once."""
     first, second = load.enqueue(), load.enqueue()

@@ -142,12 +142,10 @@ class StoredFutures(FutureCollection):
         job_id = self.references.find(self.space, text)
         if job_id is None:
             return False
-        try:
-            self.future_of(job_id)
-        except JobNotFound:
-            self.references.drop(self.space, text, job_id)
-            return False
-        return True
+        if self.references.there([job_id]):  # asked there: a finished future that this process still holds knows nothing of retention
+            return True
+        self.references.drop(self.space, text, job_id)
+        return False
 
     def text_of(self, key: Hashable) -> str:
         """A key as the database has it: text as it is, all else as typed JSON.
@@ -183,10 +181,13 @@ class _View(Mapping[Any, Future[Any]]):
             raise KeyError(key) from None
 
     def __iter__(self) -> Iterator[Any]:
-        for text in self._stored.references.keys(self._stored.space):
-            key = self._stored.key_of(text)
-            if key in self:  # not one whose job is gone: `values` would ask for it
-                yield key
+        references, space = self._stored.references, self._stored.space
+        texts = references.keys(space)
+        job_ids = references.find_many(space, texts)
+        there = references.there(job_ids.values())
+        for text in texts:
+            if job_ids.get(text) in there:  # not one whose job is gone: `values` would ask for it
+                yield self._stored.key_of(text)
 
     def __len__(self) -> int:
         return self._stored.references.count(self._stored.space)
