@@ -316,7 +316,7 @@ class Consumer:
     def _give_back(self, messages: Sequence[Message]) -> None:
         said = "its lease was over: the consumer neither acknowledged nor extended it in time"
         with self._database_store() as store:
-            over, gone = give_back(store, messages, said)
+            over, gone, error = give_back(store, messages, said)
         done = [each for each in over if each.settled is not None and each.receipt in gone]  # by a transaction that has committed
         for message in over:
             message.lose()
@@ -326,6 +326,8 @@ class Consumer:
         if over:
             self.call()
             self._home.wake(self._queue)
+        if error is not None:
+            raise error
 
     # -- the end
 
@@ -343,15 +345,17 @@ class Consumer:
             thread.join(RETRY)
         if not worker_id:
             return
+        failed: Exception | None
         try:
             with self._database_store() as store:
-                if held:
-                    give_back(store, held, "the consumer ended without a word about it")
+                failed = give_back(store, held, "the consumer ended without a word about it").error if held else None
                 store.stop_worker(worker_id, Leaving("done"), self._counts)
         except Exception as error:  # such as a pool without a free connection: whoever closes has more to close
             if not isinstance(error, (psycopg.Error, DatabaseUnreachable, OSError)):
                 logger.exception("a consumer could not be closed")
-            logger.warning("messages not given back: they go to others when their lease is over", extra={"error": type(error).__name__})
+            failed = error
+        if failed is not None:
+            logger.warning("messages not given back: they go to others when their lease is over", extra={"error": type(failed).__name__})
         for message in held:
             message.lose()
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import psycopg
 
 from jobrunner import clock, places
 from jobrunner.envelopes import Facts, Message, Receipt
@@ -15,6 +17,7 @@ from jobrunner.errors import ConfigurationError, LeaseLost
 from jobrunner.jobs import Ending, Outcome, Succeeded, Unsuccessful
 from jobrunner.store import Store
 from jobrunner.texts import cut, redacted, storable
+from jobrunner.transient import is_transient
 from jobrunner.wakeups import waker_of
 
 if TYPE_CHECKING:
@@ -43,6 +46,21 @@ class Home(Protocol):
     @property
     def wakeups(self) -> bool:
         """Whether hints are sent."""
+
+
+class GivenBack(NamedTuple):
+    """What became of messages that were to be given back.
+
+    Attributes:
+        over: those that are not held any more. A message that somebody has locked, because its acknowledgement is not committed yet, is not
+            among them: it is held still.
+        gone: which of their receipts had been settled, or superseded, before.
+        error: why some could not be given back; None when there was none.
+    """
+
+    over: list[Message]
+    gone: set[Receipt]
+    error: psycopg.Error | None = None
 
 
 def opened(store: MessageStore, jobs: Sequence[ClaimedJob], by: Settling) -> list[Message]:
@@ -99,20 +117,34 @@ def settle_elsewhere(outcome: Outcome, place: Mapping[str, Any], hint: Hint | No
     return True
 
 
-def give_back(store: MessageStore, messages: Sequence[Message], said: str) -> tuple[list[Message], set[Receipt]]:
+def give_back(store: MessageStore, messages: Sequence[Message], said: str) -> GivenBack:
     """Give messages back at once, with the reason, and wait for nobody: the lease must be renewed meanwhile.
 
-    Returns:
-        Those that are not held any more, and which of their receipts had been settled, or superseded, before. A message that somebody
-        has locked, because its acknowledgement is not committed yet, is in neither: it is held still.
+    In one transaction; where that is refused, each half in one of its own, down to the message that cannot be given back: it holds up no other.
+
+    Raises:
+        psycopg.Error: the connection is gone, or the same may go well a moment later; some may have been given back.
     """
+    try:
+        return _give_back_together(store, messages, said)
+    except psycopg.Error as error:
+        if store.connection.closed or is_transient(error):
+            raise
+        if len(messages) == 1:
+            return GivenBack([], set(), error)
+    half = len(messages) // 2
+    first, second = (give_back(store, part, said) for part in (messages[:half], messages[half:]))
+    return GivenBack(first.over + second.over, first.gone | second.gone, first.error or second.error)
+
+
+def _give_back_together(store: MessageStore, messages: Sequence[Message], said: str) -> GivenBack:
     with store.connection.transaction():
         free = store.free([message.id for message in messages])
         outcomes = [outcome_of(each.receipt, Ending.RETRY, delay=0, reason=said) for each in messages if each.id in free]
         refused = {Receipt(outcome.id, outcome.lease) for outcome in store.finish(outcomes)} if outcomes else set()
         held = store.held([message.id for message in messages if message.id not in free])
     over = [message for message in messages if message.receipt not in held]
-    return over, refused | {message.receipt for message in over if message.id not in free}
+    return GivenBack(over, refused | {message.receipt for message in over if message.id not in free})
 
 
 def _milliseconds(delay: timedelta | float | None) -> int | None:

@@ -208,6 +208,29 @@ def test_a_message_that_cannot_be_given_back_does_not_cost_the_others_their_leas
     assert stuck.settled == "lost"
 
 
+def test_a_message_that_cannot_be_given_back_holds_up_no_other(queue, connection):
+    """Of messages whose leases end at the same moment the others go to whoever wants them, whatever is wrong with one."""
+    others = set(queue.put_many(range(5)))
+    number = queue.put("stuck", priority=1)
+    held = queue.get_many(6)
+    (consumer,) = queue._application.consumers.values()
+    connection.execute("CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''not back''; END'")
+    try:
+        connection.execute(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON jobrunner.jobs FOR EACH ROW"
+            " WHEN (OLD.priority = 1 AND OLD.state = 'running' AND NEW.state = 'queued') EXECUTE FUNCTION public.refuse()"
+        )
+        with consumer._state:
+            consumer._held.add(held, clock.monotonic() + SOON)
+            consumer._state.notify_all()
+        assert {queue.get(wait=PATIENCE).id for _ in others} == others
+        lost = [*["lost"] * len(others), None]
+        wait_until(lambda: [message.settled for message in held] == lost, timeout=PATIENCE, what="the holder of the others to know")
+    finally:
+        connection.execute("DROP FUNCTION public.refuse() CASCADE")
+    assert queue.get(wait=PATIENCE).id == number
+
+
 def test_a_pool_without_a_free_connection_does_not_end_the_consumer(dsn):
     """While the application has all connections the lease may be lost; when it has given them back the consumer begins anew."""
     jobs = JobRunner(dsn=dsn)
