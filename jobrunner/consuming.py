@@ -12,7 +12,7 @@ import logging
 import threading
 import weakref
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -31,9 +31,9 @@ from jobrunner.transient import is_transient
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from jobrunner.database import Database
     from jobrunner.envelopes import Message
     from jobrunner.messagestore import MessageStore
+    from jobrunner.pulling import Home
 
 logger = logging.getLogger("jobrunner.messages")
 
@@ -47,21 +47,6 @@ RETRY = 1.0  # seconds until the database is asked again that did not answer
 ELSEWHERE = 30.0  # seconds until an acknowledgement in somebody's transaction is looked at that has no lease to wait for
 IDLE = 60.0  # seconds without a message or anybody who asks for one, after which the row is closed
 MAINTENANCE = 1.0  # seconds between looks for the messages of consumers that died, and for those that have expired
-
-
-class Home(Protocol):
-    """What a consumer needs of the database that its queue is in."""
-
-    @property
-    def database(self) -> Database:
-        """Its pool of connections."""
-
-    @property
-    def wakeups(self) -> bool:
-        """Whether hints are sent and heard."""
-
-    def wake(self, queue: str) -> None:
-        """Tell others that the queue has something to do."""
 
 
 class Consumer:
@@ -84,6 +69,7 @@ class Consumer:
         self._held = Holds()
         self._waiting = 0
         self._called = False  # whether there may be something new
+        self._ended: set[str] = set()  # ordering keys of which a message was settled here since the last look
         self._in_doubt = False  # whether a claim may have committed whose answer never came
         self._thread: threading.Thread | None = None
         self._counts = WorkerCounts()
@@ -140,27 +126,33 @@ class Consumer:
         self._listen()
         with self._state:
             called, self._called = self._called, False
+            ended, self._ended = self._ended, set()
+        if ended:
+            self._claimer.follow({self._queue: ended})
         if called:
             self._claimer.wake()
         if not self._claimer.wants(Room(most), clock.monotonic()):
             return []
         with self._database_store() as store:
-            self._register(store)
+            worker_id = self._register(store)
             self._reconcile(store)
             self._maintain(store)
             sent = clock.monotonic()
             self._in_doubt = True
-            jobs = self._claimer.claim(store, self._worker_id, Room(most))
+            jobs = self._claimer.claim(store, worker_id, Room(most))
             if suspects := [(job.id, job.lease, 0.0) for job in jobs if job.suspect]:
                 store.start(suspects)  # or the death of this process would not be counted against them
             messages = opened(store, jobs, self) if jobs else []
-        with self._state:
-            self._held.add(messages, ALWAYS if lease is None else sent + lease)
-            self._in_doubt = False  # not before: an interrupt in between would leave messages that nobody knows of, for as long as we live
-            if messages:
-                self._counts = self._counts._replace(claimed=self._counts.claimed + len(jobs))
-                self._state.notify_all()
-        return messages
+            with self._state:
+                ours = self._worker_id == worker_id  # or the row was given up meanwhile: nobody would renew the lease of these
+                if ours and messages:
+                    self._held.add(messages, ALWAYS if lease is None else sent + lease)
+                    self._counts = self._counts._replace(claimed=self._counts.claimed + len(jobs))
+                    self._state.notify_all()
+                self._in_doubt = False  # not before: an interrupt in between would leave messages that nobody knows of while we live
+            if not ours and jobs:
+                store.finish([Unsuccessful(Ending.RELEASE, job.id, job.lease) for job in jobs])
+        return messages if ours else []
 
     def _reconcile(self, store: MessageStore) -> None:
         """After a connection broke, a claim may have committed whose answer never came: what nobody here knows of goes back."""
@@ -184,15 +176,18 @@ class Consumer:
                 with self._state:
                     self._state.notify_all()
 
-    def _register(self, store: MessageStore) -> None:
-        if self._worker_id:
-            return
-        self._worker_id = store.register_worker(consumer_facts(self._queue), timedelta(seconds=self._row_seconds))
+    def _register(self, store: MessageStore) -> int:
+        """The row for which messages are claimed; a new one where there is none."""
+        if worker_id := self._worker_id:
+            return worker_id
+        worker_id = store.register_worker(consumer_facts(self._queue), timedelta(seconds=self._row_seconds))
         with self._state:
+            self._worker_id = worker_id
             self._beat_at = clock.monotonic() + self._row_seconds / BEATS
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._mind, name="jobrunner-consumer", daemon=True)
                 self._thread.start()
+        return worker_id
 
     def _maintain(self, store: MessageStore) -> None:
         """What every claim round does: the jobs of the dead go back, whoever they were, and what has expired ends."""
@@ -251,11 +246,11 @@ class Consumer:
             self._counts = self._counts._replace(**{name: getattr(self._counts, name) + 1})
 
     def _let_next(self, message: Message) -> None:
-        """The next message of its ordering key can go: to a thread that waits here, or in another process."""
+        """The next message of its ordering key can go: to a thread that waits here, or in another process. Waits for no look."""
         if message.key is None:
             return
-        with self._taking:
-            self._claimer.follow({self._queue: [message.key]})
+        with self._state:
+            self._ended.add(message.key)
         self.call()
         self._home.wake(self._queue)
 
@@ -290,28 +285,38 @@ class Consumer:
     def _tend(self, now: float, *, idle: bool) -> None:
         # The lease first: a message that cannot be given back must not cost the others theirs.
         if idle or now >= self._beat_at:
-            with self._taking, self._database_store() as store:
+            with self._database_store() as store:
                 if not idle:
                     self._beat(store)
-                    self._reconcile(store)
-                elif not self._held and not self._waiting:
-                    store.stop_worker(self._worker_id, Leaving("done"), self._counts)
-                    self._worker_id, self._row_seconds = 0, LONGEST_ROW
+                if self._taking.acquire(blocking=False):  # a look may wait for a connection for longer than the row lives
+                    try:
+                        if not idle:
+                            self._reconcile(store)
+                        elif not self._held and not self._waiting:
+                            store.stop_worker(self._worker_id, Leaving("done"), self._counts)
+                            self._worker_id, self._row_seconds = 0, LONGEST_ROW
+                    finally:
+                        self._taking.release()
         with self._state:
             over = self._held.take_over(now, clock.monotonic() + RETRY)
         if over:
             self._give_back(over)
 
     def _beat(self, store: MessageStore) -> None:
-        lease = timedelta(seconds=self._row_seconds)
-        if self._worker_id and not store.heartbeat(self._worker_id, lease, WorkerSight(), self._counts):
-            with self._state:
-                lost = self._held.empty()
-                self._worker_id = 0
-            for message in lost:
-                message.lose()
+        with self._state:
+            worker_id, seconds = self._worker_id, self._row_seconds
+        gone = bool(worker_id) and not store.heartbeat(worker_id, timedelta(seconds=seconds), WorkerSight(), self._counts)
+        lost: list[Message] = []
+        with self._state:
+            gone = gone and self._worker_id == worker_id  # a look does not wait for this, nor a close
+            if gone:
+                lost, self._worker_id = self._held.empty(), 0
+            # At once, when a shorter life was asked for while a longer one was being written.
+            self._beat_at = 0.0 if seconds > self._row_seconds else clock.monotonic() + seconds / BEATS
+        for message in lost:
+            message.lose()
+        if gone:
             logger.warning("lease lost: messages go to others", extra={"queue": self._queue, "messages": len(lost)})
-        self._beat_at = clock.monotonic() + self._row_seconds / BEATS
 
     def _give_back(self, messages: Sequence[Message]) -> None:
         said = "its lease was over: the consumer neither acknowledged nor extended it in time"

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import timedelta
 
-    from jobrunner.consuming import Home
     from jobrunner.database import Database
     from jobrunner.handle import Job
     from jobrunner.policies import Backoff, Duration, Options
+    from jobrunner.pulling import Home
 
 LEASE = 30.0  # seconds that a message is held unless the consumer says otherwise
 WAIT = 20.0  # seconds that `get` waits unless told otherwise: a loop around it must not hammer the database

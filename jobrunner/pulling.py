@@ -31,7 +31,7 @@ PULL = "pull via "  # how the name of a pull's row begins: drop_consumer.sql rem
 
 
 class Home(Protocol):
-    """The database of a queue."""
+    """What those who give messages need of the database that their queue is in."""
 
     @property
     def database(self) -> Database:
@@ -39,7 +39,7 @@ class Home(Protocol):
 
     @property
     def wakeups(self) -> bool:
-        """Whether hints are sent."""
+        """Whether hints are sent and heard."""
 
     def wake(self, queue: str) -> None:
         """Tell consumers that there is something."""
