@@ -135,6 +135,8 @@ class Consumer:
             return []
         with self._database_store() as store:
             worker_id = self._register(store)
+            if not worker_id:
+                return []
             self._reconcile(store)
             self._maintain(store)
             sent = clock.monotonic()
@@ -144,7 +146,7 @@ class Consumer:
                 store.start(suspects)  # or the death of this process would not be counted against them
             messages = opened(store, jobs, self) if jobs else []
             with self._state:
-                ours = self._worker_id == worker_id  # or the row was given up meanwhile: nobody would renew the lease of these
+                ours = self._worker_id == worker_id  # or the row was given up, or closed, meanwhile: nobody would renew the lease of these
                 if ours and messages:
                     self._held.add(messages, ALWAYS if lease is None else sent + lease)
                     self._counts = self._counts._replace(claimed=self._counts.claimed + len(jobs))
@@ -177,17 +179,20 @@ class Consumer:
                     self._state.notify_all()
 
     def _register(self, store: MessageStore) -> int:
-        """The row for which messages are claimed; a new one where there is none."""
-        if worker_id := self._worker_id:
+        """The row for which messages are claimed; a new one where there is none; 0 when this is closed, which waits for no look."""
+        if (worker_id := self._worker_id) or self._closed:
             return worker_id
         worker_id = store.register_worker(consumer_facts(self._queue), timedelta(seconds=self._row_seconds))
         with self._state:
-            self._worker_id = worker_id
-            self._beat_at = clock.monotonic() + self._row_seconds / BEATS
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._mind, name="jobrunner-consumer", daemon=True)
-                self._thread.start()
-        return worker_id
+            if not self._closed:
+                self._worker_id = worker_id
+                self._beat_at = clock.monotonic() + self._row_seconds / BEATS
+                if self._thread is None or not self._thread.is_alive():
+                    self._thread = threading.Thread(target=self._mind, name="jobrunner-consumer", daemon=True)
+                    self._thread.start()
+                return worker_id
+        store.stop_worker(worker_id, Leaving("done"), self._counts)
+        return 0
 
     def _maintain(self, store: MessageStore) -> None:
         """What every claim round does: the jobs of the dead go back, whoever they were, and what has expired ends."""

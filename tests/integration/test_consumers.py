@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from jobrunner import JobRunner, clock, consuming
+from jobrunner.messagestore import MessageStore
 from tests.support.rows import Scene
 from tests.support.waiting import wait_until
 
@@ -111,6 +112,48 @@ def test_closing_without_a_free_connection_closes_the_rest(dsn):
         ready.give(each)
     assert message.settled == "lost"
     assert (jobs.consumers, jobs._database) == ({}, None)
+
+
+def test_closing_amid_a_look(jobs, connection, monkeypatch):
+    """A look that waits for a connection longer than `close` waits for it takes nothing any more, and leaves neither a row nor a thread."""
+    monkeypatch.setattr(consuming, "RETRY", 0.05)
+    jobs.pool_size = 1
+    queue = jobs.queue("emails")
+    number = queue.put(1)
+    ready = jobs.database.ready
+    taken = [ready.take() for _ in range(2)]  # as many as there may be
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(queue.get, wait=PATIENCE)
+        wait_until(lambda: [each._taking.locked() for each in jobs.consumers.values()] == [True], timeout=PATIENCE, what="the look")
+        (consumer,) = jobs.consumers.values()
+        consumer.close()
+        for each in taken:
+            ready.give(each)
+        assert waiting.result(PATIENCE) is None
+    assert states(connection) == {number: "queued"}
+    assert connection.execute("SELECT count(*) FROM jobrunner.workers").fetchone() == (0,)
+    assert consumer._thread is None
+
+
+@pytest.mark.parametrize("when", ["register_worker", "claim"])
+def test_closing_while_a_look_is_at_the_database(jobs, connection, monkeypatch, when):
+    """What such a look still does is undone: its row is closed, and what it has claimed goes back without a delivery used up."""
+    monkeypatch.setattr(consuming, "RETRY", 0.05)
+    queue = jobs.queue("emails")
+    number = queue.put(1)
+    done = getattr(MessageStore, when)
+
+    def do_and_close(store, *args, **given):
+        answer = done(store, *args, **given)
+        monkeypatch.setattr(MessageStore, when, done)
+        (consumer,) = jobs.consumers.values()
+        consumer.close()
+        return answer
+
+    monkeypatch.setattr(MessageStore, when, do_and_close)
+    assert queue.get(wait=PATIENCE) is None
+    assert connection.execute("SELECT state, attempt FROM jobrunner.jobs WHERE id = %s", (number,)).fetchone() == ("queued", 0)
+    assert connection.execute("SELECT count(*), count(stopped_at) FROM jobrunner.workers").fetchone() == (1, 1)
 
 
 def test_an_idle_consumer_leaves(queue, connection, monkeypatch):
