@@ -171,12 +171,14 @@ class Consumer:
         with self._taking:
             if wanted >= self._row_seconds:
                 return
-            self._row_seconds = wanted
+            self._row_seconds, self._beat_at = wanted, 0.0  # at once: where the word below fails, the thread goes on with it
             if self._worker_id:
-                with self._database_store() as store:
-                    self._beat(store)
-                with self._state:
-                    self._state.notify_all()
+                try:
+                    with self._database_store() as store:
+                        self._beat(store)
+                finally:
+                    with self._state:
+                        self._state.notify_all()
 
     def _register(self, store: MessageStore) -> int:
         """The row for which messages are claimed; a new one where there is none; 0 when this is closed, which waits for no look."""

@@ -294,6 +294,28 @@ def test_a_pool_without_a_free_connection_does_not_end_the_consumer(dsn):
     jobs.close()
 
 
+def test_a_shorter_lease_is_written_soon_when_it_could_not_be_at_once(dsn, connection):
+    """When the row cannot be told that it is to live briefly, the thread goes on trying, and does not wait until the longer life needs a word."""
+    jobs = JobRunner(dsn=dsn)
+    jobs.pool_size = 1
+    queue = jobs.queue("emails")
+    queue.put(1)
+    assert queue.get_many(1, lease=None)
+    (consumer,) = jobs.consumers.values()
+    ready, pool = jobs.database.ready, cast("Any", jobs.database.engine.pool)
+    taken = [ready.take() for _ in range(2)]  # as many as there may be
+    pool._timeout = 0.05
+    with pytest.raises(sa.exc.TimeoutError):
+        queue.get_many(1, lease=2, wait=0)
+    assert consumer._beat_at <= clock.monotonic() + consuming.RETRY
+    pool._timeout = PATIENCE
+    for each in taken:
+        ready.give(each)
+    brief = "SELECT bool_and(lease_expires_at < heartbeat_at + interval '2 seconds') FROM jobrunner.workers"
+    wait_until(lambda: connection.execute(brief).fetchone() == (True,), timeout=PATIENCE, what="the row to live briefly")
+    jobs.close()
+
+
 def test_a_message_that_is_being_given_back_is_not_extended(queue):
     """Once its lease is over and it is on its way back, `extend` comes too late, and says so."""
     queue.put(1)
