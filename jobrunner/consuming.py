@@ -220,10 +220,11 @@ class Consumer:
             return
         with self._database_store() as store:
             refused = bool(store.finish([outcome]))
-        self._forget(message.receipt, ending)
+        self._forget(message.receipt)
         if refused:
             message.lose()
             raise LeaseLost(*message.receipt)
+        self._count(ending)
         self._let_next(message)
 
     def _look_later(self, message: Message) -> None:
@@ -245,11 +246,16 @@ class Consumer:
             hold = self._held.get(receipt)
         return None if hold is None else hold.message
 
-    def _forget(self, receipt: tuple[int, int], ending: Ending | None) -> None:
+    def _forget(self, receipt: tuple[int, int]) -> bool:
+        """Hold it no longer; False when somebody else has seen to that."""
         with self._state:
-            self._held.pop(receipt, None)
             self._used_at = clock.monotonic()
-            name = "succeeded" if ending is None else "failed"
+            return self._held.pop(receipt, None) is not None
+
+    def _count(self, ending: Ending | None) -> None:
+        """By whoever's word was accepted: of one delivery the database accepts one."""
+        name = "succeeded" if ending is None else "failed"
+        with self._state:
             self._counts = self._counts._replace(**{name: getattr(self._counts, name) + 1})
 
     def _let_next(self, message: Message) -> None:
@@ -329,11 +335,15 @@ class Consumer:
         said = "its lease was over: the consumer neither acknowledged nor extended it in time"
         with self._database_store() as store:
             over, gone, error = give_back(store, messages, said)
-        done = [each for each in over if each.settled is not None and each.receipt in gone]  # by a transaction that has committed
         for message in over:
+            word = message.settled  # before it is forgotten: whoever settles it at this moment in another thread forgets it first
+            held = self._forget(message.receipt)
             message.lose()
-            self._forget(message.receipt, None if message in done else Ending.RETRY)
-        if count := len(over) - len(done):
+            if message.receipt not in gone:
+                self._count(Ending.RETRY)
+            elif held and word is not None:  # in somebody's transaction, which has committed
+                self._count(None if word == "ack" else Ending.RETRY)
+        if count := sum(message.receipt not in gone for message in over):
             logger.warning("messages were held for longer than their lease", extra={"queue": self._queue, "messages": count})
         if over:
             self.call()

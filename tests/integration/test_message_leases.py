@@ -12,6 +12,9 @@ from sqlalchemy.orm import Session
 from jobrunner import JobRunner, clock, consuming
 from jobrunner.claimer import Claimer
 from jobrunner.errors import LeaseLost
+from jobrunner.jobs import Ending
+from jobrunner.settling import outcome_of
+from jobrunner.store import Store
 from tests.support.rows import Scene
 from tests.support.waiting import wait_until
 
@@ -207,6 +210,37 @@ def test_a_message_that_cannot_be_given_back_does_not_cost_the_others_their_leas
         connection.execute("DROP FUNCTION public.refuse() CASCADE")
     assert queue.get(wait=PATIENCE).id == stuck.id
     assert stuck.settled == "lost"
+
+
+def test_an_acknowledgement_amid_the_giving_back_counts_once(queue, monkeypatch, caplog):
+    """When its lease ends while it is acknowledged the message has succeeded, and nobody says that it was held for too long."""
+    queue.put(1)
+    message = queue.get()
+    (consumer,) = queue._application.consumers.values()
+    finish = Store.finish
+
+    def finish_late(store, outcomes):
+        refused = finish(store, outcomes)
+        monkeypatch.setattr(Store, "finish", finish)
+        consumer._give_back([message])
+        return refused
+
+    monkeypatch.setattr(Store, "finish", finish_late)
+    message.ack()
+    assert (consumer._counts.claimed, consumer._counts.succeeded, consumer._counts.failed, message.settled) == (1, 1, 0, "ack")
+    assert "held for longer" not in caplog.text
+
+
+def test_what_was_refused_is_not_counted(queue):
+    """An acknowledgement of what somebody else has given back meanwhile is no success."""
+    queue.put(1)
+    message = queue.get()
+    (consumer,) = queue._application.consumers.values()
+    with queue._database.store() as store:
+        assert store.finish([outcome_of(message.receipt, Ending.RETRY, delay=0)]) == []
+    with pytest.raises(LeaseLost):
+        message.ack()
+    assert (consumer._counts.succeeded, consumer._counts.failed, consumer._held) == (0, 0, {})
 
 
 def test_an_acknowledgement_waits_for_no_look(queue):
