@@ -388,8 +388,6 @@ def _after_fork() -> None:
             jobs._database.forget()  # noqa: SLF001
         for branch in jobs._branches.values():  # noqa: SLF001
             branch.forget()
-        for consumer in jobs.consumers.values():
-            consumer.forget()
 
 
 _known: weakref.WeakSet[JobRunner] = weakref.WeakSet()

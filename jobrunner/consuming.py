@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import os
 import threading
 import weakref
 from datetime import timedelta
@@ -16,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from jobrunner import clock, messagestore
+from jobrunner import clock
 from jobrunner.claimer import Claimer, Room
 from jobrunner.errors import DatabaseUnreachable, LeaseLost
 from jobrunner.hearing import ear_of
 from jobrunner.holding import ALWAYS, Holds
 from jobrunner.jobs import Ending, Leaving, Unsuccessful, WorkerCounts, WorkerSight
-from jobrunner.messagestore import EXPIRED_AT_ONCE
+from jobrunner.messagestore import EXPIRED_AT_ONCE, MessageStore
 from jobrunner.pulling import consumer_facts
 from jobrunner.settings import MESSAGE_TASK
 from jobrunner.settling import give_back, hint_of, opened, outcome_of, settle_elsewhere
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from jobrunner.envelopes import Message
-    from jobrunner.messagestore import MessageStore
     from jobrunner.pulling import Home
 
 logger = logging.getLogger("jobrunner.messages")
@@ -225,7 +225,11 @@ class Consumer:
             message.lose()
             raise LeaseLost(*message.receipt)
         self._count(ending)
-        self._let_next(message)
+        if message.key is not None:  # the next one of its key can go: to a thread that waits here, or in another process; waits for no look
+            with self._state:
+                self._ended.add(message.key)
+            self.call()
+            self._home.wake(self._queue)
 
     def _look_later(self, message: Message) -> None:
         """It is held until its lease is over, and not for ever: should that transaction roll back, it must come again."""
@@ -257,15 +261,6 @@ class Consumer:
         name = "succeeded" if ending is None else "failed"
         with self._state:
             self._counts = self._counts._replace(**{name: getattr(self._counts, name) + 1})
-
-    def _let_next(self, message: Message) -> None:
-        """The next message of its ordering key can go: to a thread that waits here, or in another process. Waits for no look."""
-        if message.key is None:
-            return
-        with self._state:
-            self._ended.add(message.key)
-        self.call()
-        self._home.wake(self._queue)
 
     # -- the thread
 
@@ -384,7 +379,7 @@ class Consumer:
     @contextlib.contextmanager
     def _database_store(self) -> Iterator[MessageStore]:
         with self._home.database.store() as store:
-            yield messagestore.MessageStore(store.connection)
+            yield MessageStore(store.connection)
 
 
 def _close_all() -> None:
@@ -393,6 +388,12 @@ def _close_all() -> None:
             consumer.close()
 
 
+def _after_fork() -> None:
+    for consumer in list(_known):  # also those that another thread was closing: its locks would be held for ever
+        consumer.forget()
+
+
 _known: weakref.WeakSet[Consumer] = weakref.WeakSet()
 atexit.register(_close_all)
+os.register_at_fork(after_in_child=_after_fork)
 

@@ -120,7 +120,7 @@ def settle_elsewhere(outcome: Outcome, place: Mapping[str, Any], hint: Hint | No
 def give_back(store: MessageStore, messages: Sequence[Message], said: str) -> GivenBack:
     """Give messages back at once, with the reason, and wait for nobody: the lease must be renewed meanwhile.
 
-    In one transaction; where that is refused, each half in one of its own, down to the message that cannot be given back: it holds up no other.
+    In one transaction; where that is refused, each half in one of its own, down to the message that cannot be: it holds up no other.
 
     Raises:
         psycopg.Error: the connection is gone, or the same may go well a moment later; some may have been given back.

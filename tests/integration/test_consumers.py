@@ -186,6 +186,25 @@ def test_a_forked_child_begins_anew(queue, connection):
     assert connection.execute("SELECT count(DISTINCT pid) FROM jobrunner.workers WHERE kind = 'consumer'").fetchone() == (2,)
 
 
+def test_a_fork_amid_a_close(dsn):
+    """A child has no lock of a consumer that another thread was closing at that moment: its own end, which closes all, waits for nobody."""
+    jobs = JobRunner(dsn=dsn)
+    queue = jobs.queue("emails")
+    assert queue.get(wait=0) is None
+    (consumer,) = jobs.consumers.values()
+    jobs.consumers = {}  # as `close` begins
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(consumer._state.acquire).result(PATIENCE)
+        pid = os.fork()
+        if pid == 0:
+            free = consumer._state.acquire(timeout=1)
+            os._exit(0 if free else 1)
+        threads.submit(consumer._state.release).result(PATIENCE)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    consumer.close()
+    jobs.close()
+
+
 def test_a_claim_whose_answer_never_came_goes_back(queue, connection):
     """What was claimed when the connection broke, and nobody here knows of, is given back by the next look."""
     queue.put(1)

@@ -244,7 +244,7 @@ def test_what_was_refused_is_not_counted(queue):
 
 
 def test_an_acknowledgement_waits_for_no_look(queue):
-    """While a look of another thread waits for a connection, a message with a key is settled all the same, and the next of its key goes after that."""
+    """While a look of another thread waits for a connection, a message with a key is settled all the same, and the next one goes."""
     queue.put_many(["first", "second"], key="k")
     message = queue.get()
     (consumer,) = queue._application.consumers.values()
@@ -329,7 +329,7 @@ def test_a_pool_without_a_free_connection_does_not_end_the_consumer(dsn):
 
 
 def test_a_shorter_lease_is_written_soon_when_it_could_not_be_at_once(dsn, connection):
-    """When the row cannot be told that it is to live briefly, the thread goes on trying, and does not wait until the longer life needs a word."""
+    """When the row cannot be told that it is to live briefly, the thread tries again soon, and not when the longer life needs a word."""
     jobs = JobRunner(dsn=dsn)
     jobs.pool_size = 1
     queue = jobs.queue("emails")
