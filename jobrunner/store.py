@@ -240,7 +240,7 @@ class Store:
     def rescue(self) -> tuple[list[LostWorker], int]:
         """Give back the jobs of workers whose lease expired. Returns those found lost just now, and how many jobs were moved.
 
-        Waits for nobody: a job whose end somebody is writing at this moment is looked at with the next call.
+        Waits for nobody: a job whose end somebody is writing at this moment is looked at again after 5 seconds.
         """
         if not self.overdue()[0]:
             return [], 0
