@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jobrunner.database import Database
 
 MOST_COUNTED = 10_000  # events behind a cursor that are looked at: the lag is exact up to there
+ALL_COUNTED = 50_000  # of all groups together on a page: however many groups there are, it is there within the time of a read
 MAX_TOPICS = 200
 
 # Events that a group will never have are no lag: those that do not fit, and those before the instant to which it was rewound.
@@ -41,6 +42,7 @@ LEFT JOIN LATERAL (
 ) AS lag ON c.position IS NOT NULL
 ORDER BY s.topic, s.group_name
 """)
+_READERS = sa.text("SELECT count(*) FROM jobrunner.cursors")
 # A loose scan of the log's primary key for the topics that it has, each with its last event.
 _TOPICS = sa.text("""
 WITH RECURSIVE names AS (
@@ -126,13 +128,16 @@ class TopicRow(NamedTuple):
 def list_topics(database: Database) -> tuple[TopicRow, ...]:
     """Topics that have events in the log (200 of them at most) or groups, by name, each with its groups.
 
-    A lag is counted up to 10,000 events. Two statements in one read-only transaction.
+    A lag is counted up to 10,000 events, and up to an equal share of 50,000 where many groups read the log. Three statements in one
+    read-only transaction.
 
     Raises:
         QueryTimeout, DatabaseUnreachable, SchemaMissing: as for every read.
     """
     with reading(database) as reader:
-        found = [Group._make(row) for row in reader.connection.execute(LIST.core, {"most": MOST_COUNTED})]
+        share = ALL_COUNTED // max(1, reader.connection.execute(_READERS).scalar_one())
+        most = min(MOST_COUNTED, max(1, share))
+        found = [Group._make(row) for row in reader.connection.execute(LIST.core, {"most": most})]
         last = {row.topic: (row.position, row.published_at) for row in reader.connection.execute(_TOPICS, {"most": MAX_TOPICS})}
     names = sorted({*last, *(group.topic for group in found)})
     return tuple(TopicRow(name, *last.get(name, (None, None)), tuple(group for group in found if group.topic == name)) for name in names)

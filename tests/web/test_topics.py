@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from jobrunner.inspection import groups
+
 ROLE = "X-Test-Role"
 URL = "/api/v1/topics/orders/events"
 
@@ -94,6 +96,31 @@ def test_topics_and_their_groups(client, jobs, connection, subscribed) -> None:
     connection.execute("UPDATE jobrunner.cursors SET stopped_at = now(), problem = 'ValueError: no'")
     assert client.get("/api/v1/topics").json["items"][0]["groups"][1]["state"] == "stopped"
     problem(client.get("/api/v1/topics?colour=red"), 422, "invalid-field")
+
+
+def test_many_groups_share_what_is_looked_at(client, jobs, monkeypatch) -> None:
+    """However many groups read the log, the list looks at so many events in all; a lag that it has not counted to its end says so, also at 0."""
+    monkeypatch.setattr(groups, "ALL_COUNTED", 7)
+
+    @jobs.subscribe("orders", "#", group="all", mode="log")
+    def keep(batch):
+        """Never run here."""
+
+    @jobs.subscribe("orders", "stock.#", group="search", mode="log")
+    def index(batch):
+        """Never run here."""
+
+    def lags():
+        (orders,) = client.get("/api/v1/topics").json["items"]
+        return [group["lag"] for group in orders["groups"]]
+
+    client.post(URL, json={"events": [{"name": "order.paid"}, {"name": "order.sent"}]})
+    assert lags() == [{"value": 2, "exact": True}, {"value": 0, "exact": True}]
+    client.post(URL, json={"events": [{"name": "order.paid"}, {"name": "stock.low"}]})
+    assert lags() == [{"value": 3, "exact": False}, {"value": 0, "exact": False}]
+    page = client.get("/topics").text
+    assert 'data-label="lag">3+<' in page
+    assert 'data-label="lag">0+<' in page
 
 
 def test_no_topics(client) -> None:
