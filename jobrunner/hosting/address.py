@@ -154,12 +154,12 @@ def key(app: Flask, jobs: JobRunner, setting: Setting, known: str | None = None)
         app, known: as for `find_address`.
         jobs: the app's.
         setting: of the worker.
+
+    Raises:
+        ConfigurationError: nobody knows where the app is; that may come to be known.
     """
     dsn = jobs.configured_dsn()
-    try:
-        where = find_address(app, known)
-    except ConfigurationError:  # said when the worker is to be started
-        where = ""
+    where = find_address(app, known)
     parts = [
         os.geteuid(), str(Path.cwd()), app.import_name, app.root_path, where, jobs.name or "", str(setting), dsn.url if dsn else "",
         jobs.routing.environment(),

@@ -144,6 +144,10 @@ class Host:
             if self._leaving.is_set():
                 return False
             if self._seat is None:
+                now = clock.monotonic()
+                if now < self._again_at:
+                    return False
+                self._started_at = now  # while nobody knows where the app is this fails, and is put off as any other start
                 self._seat = Seat(address.key(self.app, self.jobs, setting, self._known))
             try:
                 taken = self._seat.take()

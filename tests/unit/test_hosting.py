@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 import threading
 from types import ModuleType, SimpleNamespace
 from wsgiref.util import setup_testing_defaults
@@ -352,14 +353,32 @@ def test_two_apps_of_one_module_need_two_workers(module):
 
     assert len({key(shop), key(admin), key(made, "flaskless_shop:make('a')"), key(made, "flaskless_shop:make('b')")}) == 4
     assert key(shop) == key(shop, "flaskless_shop:make('a')")  # the module holds it, whatever the server was told
-    assert key(Flask("nowhere")) == key(Flask("nowhere"))  # said when the worker is to be started
+
+
+def test_there_is_no_seat_before_there_is_an_address(monkeypatch, tmp_path):
+    """The seat is made when it is known where the app is, and not before: it would be another one than that of the other processes, for good."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    app = Flask("flaskless_shop")
+    hosted = Host(app, JobRunner(app, dsn="postgresql:///nowhere", embedded_worker="threads:1"))
+    for _ in range(2):
+        hosted._again_at = 0.0
+        with pytest.raises(ConfigurationError, match="no module holds the app"):
+            hosted._has_seat(Setting("threads", 1))
+        hosted._put_off()
+    assert (hosted._seat, hosted._pause) == (None, 4 * host.PAUSE)
+    hosted._known = "flaskless_shop:make('x')"
+    hosted._again_at = float("inf")
+    assert not hosted._has_seat(Setting("threads", 1))
+    hosted._again_at = 0.0
+    assert hosted._has_seat(Setting("threads", 1))
+    hosted.leave(wait=False)
 
 
 def test_what_needs_a_worker_of_its_own():
     """The same app on another database, or to be run in another way, is another seat; the same again is the same."""
     def key(dsn, setting):
         app = Flask("shop")
-        return address.key(app, JobRunner(app, dsn=dsn), parse(setting, "it") or Setting("threads", 1))
+        return address.key(app, JobRunner(app, dsn=dsn), parse(setting, "it") or Setting("threads", 1), "shop:app")
 
     assert key("postgresql://h/a", "threads:2") == key("postgresql://h/a", "2")
     assert len({key("postgresql://h/a", "2"), key("postgresql://h/b", "2"), key("postgresql://h/a", "3"), key("postgresql://h/a", "processes:2")}) == 4
