@@ -49,11 +49,12 @@ class Sight(NamedTuple):
 
 def general() -> Sight:
     """Whether the database answers, its schema fits and the app can be imported."""
-    app, about_app = _app()
+    app, about_import = _app()
+    about_app = [about_import, *_embedded_worker(app)]
     try:
         dsn = find_database(of_app=True, starts=False)
     except errors.JobrunnerError as error:
-        return Sight([_bad("database", error), about_app], None, None, app)
+        return Sight([_bad("database", error), *about_app], None, None, app)
     from jobrunner.connecting import connect
     from jobrunner.database import Database
 
@@ -61,10 +62,10 @@ def general() -> Sight:
         with connect(dsn) as connection:
             version, user = connection.info.server_version // 10_000, connection.info.user
     except errors.JobrunnerError as error:
-        return Sight([_bad("database", error), about_app], dsn, None, app)
+        return Sight([_bad("database", error), *about_app], dsn, None, app)
     answers = Finding("database", "ok", f"{dsn.target} answers: PostgreSQL {version}, found in {dsn.origin}")
     about_schema = _schema(dsn, user)
-    return Sight([answers, about_schema, about_app], dsn, Database(dsn, pool_size=1), app, about_schema.state == "ok")
+    return Sight([answers, about_schema, *about_app], dsn, Database(dsn, pool_size=1), app, about_schema.state == "ok")
 
 
 def _schema(dsn: Dsn, user: str) -> Finding:
@@ -107,6 +108,13 @@ def _app() -> tuple[AppFacts | None, Finding]:
         return app, Finding("app", "bad", text, fix)
     text = "the app can be imported; it registers no task: only functions can run that jobs.background or an executor is given"
     return app, Finding("app", "note", text, fix)
+
+
+def _embedded_worker(app: AppFacts | None) -> list[Finding]:
+    if app is None or not app.refused:
+        return []
+    error, hint = app.refused
+    return [Finding("embedded_worker", "bad", f"the web server starts no embedded worker: {error}", hint)]
 
 
 def of_app(finding: Finding, app: AppFacts | None) -> Finding:

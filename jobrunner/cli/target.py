@@ -19,7 +19,7 @@ from jobrunner.cli.output import say, warn
 from jobrunner.cli.shared import shared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from jobrunner.app import JobRunner
     from jobrunner.database import Database
@@ -42,6 +42,7 @@ class AppFacts(NamedTuple):
         databases, routes: of an application with several databases.
         calls: whether functions that are no tasks may run.
         embedded: its embedded worker, such as `threads:2`; empty when it has none.
+        refused: why what it says of an embedded worker is none, and what to write instead; empty when there is nothing wrong with it.
     """
 
     dsn: str | None
@@ -52,6 +53,7 @@ class AppFacts(NamedTuple):
     routes: dict[str, str]
     calls: bool
     embedded: str
+    refused: Sequence[str] = ()
 
 
 def find_database(*, of_app: bool = False, warns: bool = True, starts: bool = True) -> Dsn:
@@ -320,7 +322,7 @@ def _answer(pipe: int) -> None:
 
 
 def _facts() -> dict[str, Any] | None:
-    from jobrunner.errors import AppImportError
+    from jobrunner.errors import AppImportError, ConfigurationError
     from jobrunner.hosting.setting import is_forbidden
 
     try:
@@ -335,10 +337,15 @@ def _facts() -> dict[str, Any] | None:
         dsn = None  # not the app's word: the caller looks there itself
     databases = {name: other.url for name, other in runner.routing.databases.items()}
     where = dsn.url if dsn else None, dsn.origin if dsn else ""
-    routes, embedded = dict(runner.routing.routes), None if is_forbidden() else runner.find_embedded_worker()
+    embedded, refused = "", list[str]()
+    try:
+        embedded = "" if is_forbidden() else str(runner.find_embedded_worker() or "")
+    except ConfigurationError as error:  # set in the config after `init_app`: no command but the doctor has anything to do with it
+        refused = [str(error), error.hint]
     return AppFacts(
-        *where, runner.queue_names(), runner.app is not None, databases, routes, runner.calls.are_allowed, str(embedded or "")
-    )._asdict()
+        *where, runner.queue_names(), runner.app is not None, databases, dict(runner.routing.routes), runner.calls.are_allowed,
+        embedded, refused,
+    )._asdict()  # fmt: skip
 
 
 @contextlib.contextmanager

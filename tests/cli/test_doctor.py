@@ -91,6 +91,17 @@ def test_a_missing_worker_of_an_app_that_has_an_embedded_one(program):
     assert "embedded" not in found(program("doctor", "--json", ok=None, env=off))["no_worker"]["text"]
 
 
+def test_an_embedded_worker_that_is_none(program):
+    """What the config says of one after `init_app` is a finding; commands that ask the app for its database have nothing to do with it."""
+    with (program.home / "app.py").open("a") as file:
+        file.write(f"\napp.config |= {{'JOBRUNNER_EMBEDDED_WORKER': 'lots', 'JOBRUNNER_DSN': {program.dsn!r}}}\n")
+    findings = found(program("doctor", "--json", ok=None))
+    assert (findings["app"]["state"], findings["embedded_worker"]["state"]) == ("ok", "bad")
+    assert "Flask config JOBRUNNER_EMBEDDED_WORKER='lots'" in findings["embedded_worker"]["text"]
+    assert "threads:2" in findings["embedded_worker"]["fix"]
+    assert Program(program.home, None)("status", "--json", ok=None).json["queues"] == []
+
+
 def test_a_schema_that_is_missing(tmp_path, empty_dsn):
     """A database without our tables is a finding with the command that makes them."""
     (tmp_path / "app.py").write_text(APP)
