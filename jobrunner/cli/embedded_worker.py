@@ -20,6 +20,7 @@ from jobrunner.cli.failures import report
 from jobrunner.cli.shared import shared
 from jobrunner.cli.target import find_database
 from jobrunner.cli.types import DURATION, QUEUES
+from jobrunner.worker import roots
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -34,18 +35,30 @@ POLL, LEASE = "1s", "30s"  # as for `jobrunner work`
 @click.option("--parent", type=int, required=True)
 @click.option("--tie", type=int, required=True)
 @click.option("--app", "spec", required=True)
+@click.option("--root")
 @click.option("--queues", type=QUEUES, required=True)
 @click.option("--threads", type=int)
 @click.option("--processes", type=int)
 @click.option("--grace", type=DURATION, required=True)
 @click.option("--level", required=True)
 def serve(
-    parent: int, tie: int, spec: str, queues: Queues, *, threads: int | None, processes: int | None, grace: timedelta, level: str
+    parent: int,
+    tie: int,
+    spec: str,
+    queues: Queues,
+    *,
+    root: str | None,
+    threads: int | None,
+    processes: int | None,
+    grace: timedelta,
+    level: str,
 ) -> None:
     """Work until the process `parent` is gone or closes its end of the pipe `tie`."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a server started by nohup has it ignored, in every process that follows
     values = shared()
     values.app, values.quiet = spec, True
+    if root is not None:
+        roots.add(root)
     try:
         found = parts(queues) or [Part(None, find_database(of_app=True, warns=False), queues)]
         # A worker takes the first signal for what it is and SIGHUP never for a second one; the parent of several does not know it.

@@ -84,7 +84,7 @@ def _place(name: str) -> str:
         return name
     missing = _missing(name, file)
     if missing is None or (missing and name_of_file(Path(file)) != name):
-        return name  # `environment` has what is missing
+        return name  # `root_of` is what is missing
     return str(Path(file).absolute())
 
 
@@ -107,27 +107,22 @@ def _missing(name: str, file: str) -> str | None:
     return None if root is not None and root.resolve() in known else str(root or "")
 
 
-def _paths(where: str) -> str | None:
-    """PYTHONPATH of a worker that imports the application by its name: the server may have found that by other ways."""
-    name, given = where.partition(":")[0], os.environ.get("PYTHONPATH")
+def root_of(where: str) -> str | None:
+    """From which directory a worker has to import the application besides: the server may have found it by other ways. None for none.
+
+    Args:
+        where: as `find_address` gives it.
+    """
+    name = where.partition(":")[0]
     main = getattr(sys.modules.get(_MAIN), "__spec__", None)
     module = sys.modules.get(_MAIN if main is not None and main.name == name else name)
     file = getattr(module, "__file__", None)
-    missing = _missing(name, file) if file and str(file).endswith(".py") else None
-    return os.pathsep.join(filter(None, [given, missing])) or None
+    return (_missing(name, file) or None) if file and str(file).endswith(".py") else None
 
 
-def environment(jobs: JobRunner, where: str) -> dict[str, str]:
-    """Of the worker: the server's, with the databases that the server has found, and nothing that would start a second one there.
-
-    Args:
-        jobs: the application's.
-        where: as `find_address` gives it.
-    """
+def environment(jobs: JobRunner) -> dict[str, str]:
+    """Of the worker: the server's, with the databases that the server has found, and nothing that would start a second one there."""
     env = {name: value for name, value in os.environ.items() if name not in _OF_THE_SERVER}
-    paths = _paths(where)
-    if paths is not None:
-        env["PYTHONPATH"] = paths
     dsn = jobs.configured_dsn()
     if dsn is not None:
         env["JOBRUNNER_DSN"] = dsn.url

@@ -194,8 +194,10 @@ class Host:
             "--grace": f"{self._grace():g}s",
             "--level": "WARNING" if quiet else "INFO",
         }
+        if root := address.root_of(where):
+            options["--root"] = root
         command = [sys.executable, "-m", MODULE, *(word for option in options.items() for word in option)]
-        self._worker = Attached(lambda tie: [*command, "--tie", str(tie)], address.environment(self.jobs, where))
+        self._worker = Attached(lambda tie: [*command, "--tie", str(tie)], address.environment(self.jobs))
         self.app.logger.info("jobrunner: embedded worker started, pid %s, %s, app %s", self._worker.pid, setting, where)
 
     def _grace(self) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import AppImportError
 from jobrunner.keeping import Rule
-from jobrunner.worker import wire
+from jobrunner.worker import roots, wire
 from jobrunner.worker.children import KILL_AFTER
 from jobrunner.worker.log import logger
 
@@ -45,7 +45,7 @@ class Forking:
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
         theirs.close()
         try:
-            wire.send_message(self.control, {"dsn": dsn, "name": name})
+            wire.send_message(self.control, {"dsn": dsn, "name": name, "roots": roots.added})
             message = self.hear()
         except BaseException:  # told to stop while it imports
             self.process.kill()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from jobrunner import clock
 from jobrunner.errors import JobrunnerError
 from jobrunner.routing import HOME
-from jobrunner.worker import child, limits, loops, procfs, threads, voices, wire
+from jobrunner.worker import child, limits, loops, procfs, roots, threads, voices, wire
 
 if TYPE_CHECKING:
     from jobrunner.app import JobRunner
@@ -217,6 +217,8 @@ def main() -> None:
     control = socket.socket(fileno=options.control)
     try:
         told = wire.receive_message(control)[0]  # not on the command line, where everybody could read the password
+        for directory in told["roots"]:
+            roots.add(directory)
         jobs = _import_app(options.app, told["dsn"])
         keep = _keep(jobs)
         jobs.lifecycle.worker_name = told["name"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import site
 import sys
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from jobrunner.hosting import address, host, serving
 from jobrunner.hosting.beating import beating
 from jobrunner.hosting.host import Host
 from jobrunner.hosting.setting import NEVER, VARIABLE, Setting, find_grace, find_setting, is_forbidden, parse
+from jobrunner.worker import roots
 from tests.support.waiting import wait_until
 
 
@@ -274,17 +276,28 @@ def test_a_worker_has_the_module_under_the_same_name(module, tmp_path, monkeypat
     Rows name functions by their module: in a worker that has it as `web`, those of `flaskless_shop.web` would be strangers.
     """
     app = Flask("flaskless_shop.web")
-    jobs = JobRunner(app, dsn="postgresql://h/shop")
     module("flaskless_shop.web", "src/flaskless_shop/web.py", application=app)  # no `__init__.py`: a namespace package
     where = address.find_address(app, None)
     assert where == "flaskless_shop.web:application"
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    assert address.environment(jobs, where)["PYTHONPATH"] == str(tmp_path / "src")
-    assert address.environment(jobs, "flaskless_shop.web:make('x')")["PYTHONPATH"] == str(tmp_path / "src")
     monkeypatch.setenv("PYTHONPATH", "/before")
-    assert address.environment(jobs, where)["PYTHONPATH"] == os.pathsep.join(["/before", str(tmp_path / "src")])
+    assert address.root_of(where) == address.root_of("flaskless_shop.web:make('x')") == str(tmp_path / "src")
+    assert address.environment(JobRunner(app, dsn="postgresql://h/shop"))["PYTHONPATH"] == "/before"  # programs that jobs start inherit it
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "src"))
+    assert address.root_of(where) is None
+    monkeypatch.delenv("PYTHONPATH")
     module("flaskless_shop.web", "flaskless_shop/web.py", application=app)  # below the working directory
-    assert address.environment(jobs, where)["PYTHONPATH"] == "/before"
+    assert address.root_of(where) is None
+
+
+def test_the_directory_of_the_app_is_behind_the_standard_library(monkeypatch):
+    """Nothing in it is taken for a module of Python's own, and no installed package for the application."""
+    installed = site.getsitepackages()[0]
+    monkeypatch.setattr(sys, "path", ["", "/given", "/python/library", installed, "/editable"])
+    monkeypatch.setattr(roots, "added", [])
+    for _ in range(2):
+        roots.add("/shop/src")
+    assert sys.path == ["", "/given", "/python/library", "/shop/src", installed, "/editable"]
+    assert roots.added == ["/shop/src"]
 
 
 def test_a_module_that_was_loaded_from_a_file_is_found_by_it(module):
@@ -308,7 +321,7 @@ def test_the_program_of_a_package_is_found_by_its_name(module, tmp_path, monkeyp
     where = address.find_address(app, None)
     assert where == "flaskless_shop.web:app"
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    assert address.environment(JobRunner(app, dsn="postgresql://h/shop"), where)["PYTHONPATH"] == str(tmp_path / "src")
+    assert address.root_of(where) == str(tmp_path / "src")
 
 
 def test_the_worker_s_environment(monkeypatch):
@@ -324,7 +337,7 @@ def test_the_worker_s_environment(monkeypatch):
     @jobs.task(queue="slow")
     def b(): ...
 
-    found = address.environment(jobs, "shop:app")
+    found = address.environment(jobs)
     assert (found["JOBRUNNER_DSN"], found[NEVER], found["FLASK_RUN_FROM_CLI"]) == ("postgresql://h/shop", "1", "true")
     assert found["JOBRUNNER_ROUTES"] == '{"mail": "post"}'
     assert "WERKZEUG_RUN_MAIN" not in found
