@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from jobrunner import JobRunner, clock, consuming
+from jobrunner.claimer import Claimer
 from jobrunner.messagestore import MessageStore
 from tests.support.rows import Scene
 from tests.support.waiting import wait_until
@@ -154,6 +155,48 @@ def test_closing_while_a_look_is_at_the_database(jobs, connection, monkeypatch, 
     assert queue.get(wait=PATIENCE) is None
     assert connection.execute("SELECT state, attempt FROM jobrunner.jobs WHERE id = %s", (number,)).fetchone() == ("queued", 0)
     assert connection.execute("SELECT count(*), count(stopped_at) FROM jobrunner.workers").fetchone() == (1, 1)
+
+
+def test_an_acknowledgement_waits_for_no_look(queue):
+    """While a look of another thread waits for a connection, a message with a key is settled all the same, and the next one goes."""
+    queue.put_many(["first", "second"], key="k")
+    message = queue.get()
+    (consumer,) = queue._application.consumers.values()
+    with ThreadPoolExecutor(1) as threads, consumer._taking:  # let go of it before the thread is waited for
+        threads.submit(message.ack).result(PATIENCE)
+    assert queue.get(wait=PATIENCE).body == "second"
+
+
+def test_the_lease_is_renewed_while_somebody_looks(queue, connection):
+    """However long a look waits for a connection, what is held stays held."""
+    queue.put(1)
+    message = queue.get()
+    (consumer,) = queue._application.consumers.values()
+    with consumer._taking:
+        renewed = "SELECT bool_and(heartbeat_at > started_at + interval '1 second') FROM jobrunner.workers"
+        wait_until(lambda: connection.execute(renewed).fetchone() == (True,), timeout=PATIENCE, what="the row to be renewed")
+    message.ack()
+
+
+def test_what_is_claimed_for_a_row_that_is_given_up_meanwhile_goes_back(queue, connection, monkeypatch):
+    """Nobody would renew the lease of such a message: it is not handed out, and the next look has it anew."""
+    number = queue.put(1)
+    claim = Claimer.claim
+
+    def claim_and_lose(claimer, store, worker_id, room):
+        jobs = claim(claimer, store, worker_id, room)
+        if jobs:
+            monkeypatch.setattr(Claimer, "claim", claim)
+            (consumer,) = queue._application.consumers.values()
+            Scene(connection).execute("UPDATE jobrunner.workers SET lease_expires_at = now()")
+            consumer._beat(store)
+        return jobs
+
+    monkeypatch.setattr(Claimer, "claim", claim_and_lose)
+    message = queue.get(wait=PATIENCE)
+    assert (message.id, message.attempt) == (number, 1)
+    assert connection.execute("SELECT count(*) FROM jobrunner.workers").fetchone() == (2,)
+    message.ack()
 
 
 def test_an_idle_consumer_leaves(queue, connection, monkeypatch):

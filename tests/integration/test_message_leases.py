@@ -10,7 +10,6 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobrunner import JobRunner, clock, consuming
-from jobrunner.claimer import Claimer
 from jobrunner.errors import LeaseLost
 from jobrunner.jobs import Ending
 from jobrunner.settling import outcome_of
@@ -241,48 +240,6 @@ def test_what_was_refused_is_not_counted(queue):
     with pytest.raises(LeaseLost):
         message.ack()
     assert (consumer._counts.succeeded, consumer._counts.failed, consumer._held) == (0, 0, {})
-
-
-def test_an_acknowledgement_waits_for_no_look(queue):
-    """While a look of another thread waits for a connection, a message with a key is settled all the same, and the next one goes."""
-    queue.put_many(["first", "second"], key="k")
-    message = queue.get()
-    (consumer,) = queue._application.consumers.values()
-    with ThreadPoolExecutor(1) as threads, consumer._taking:  # let go of it before the thread is waited for
-        threads.submit(message.ack).result(PATIENCE)
-    assert queue.get(wait=PATIENCE).body == "second"
-
-
-def test_the_lease_is_renewed_while_somebody_looks(queue, connection):
-    """However long a look waits for a connection, what is held stays held."""
-    queue.put(1)
-    message = queue.get()
-    (consumer,) = queue._application.consumers.values()
-    with consumer._taking:
-        renewed = "SELECT bool_and(heartbeat_at > started_at + interval '1 second') FROM jobrunner.workers"
-        wait_until(lambda: connection.execute(renewed).fetchone() == (True,), timeout=PATIENCE, what="the row to be renewed")
-    message.ack()
-
-
-def test_what_is_claimed_for_a_row_that_is_given_up_meanwhile_goes_back(queue, connection, monkeypatch):
-    """Nobody would renew the lease of such a message: it is not handed out, and the next look has it anew."""
-    number = queue.put(1)
-    claim = Claimer.claim
-
-    def claim_and_lose(claimer, store, worker_id, room):
-        jobs = claim(claimer, store, worker_id, room)
-        if jobs:
-            monkeypatch.setattr(Claimer, "claim", claim)
-            (consumer,) = queue._application.consumers.values()
-            Scene(connection).execute("UPDATE jobrunner.workers SET lease_expires_at = now()")
-            consumer._beat(store)
-        return jobs
-
-    monkeypatch.setattr(Claimer, "claim", claim_and_lose)
-    message = queue.get(wait=PATIENCE)
-    assert (message.id, message.attempt) == (number, 1)
-    assert connection.execute("SELECT count(*) FROM jobrunner.workers").fetchone() == (2,)
-    message.ack()
 
 
 def test_a_message_that_cannot_be_given_back_holds_up_no_other(queue, connection):
