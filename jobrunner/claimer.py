@@ -7,12 +7,11 @@ rows that committed late, were retried, or are more urgent. Jobs with an orderin
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jobrunner import clock
+from jobrunner import clock, jitter
 from jobrunner.jobs import Floor
 from jobrunner.keywalk import KeyWalk
 from jobrunner.store import Crowded
@@ -146,7 +145,7 @@ class Claimer:
         self._crowded += 1
         self._held_back.clear()  # or a queue with a bound of its own would have the next claim at once
         self._scan_at = max(self._scan_at, self._scanned_at + max(self.poll, CROWD_RESCAN))
-        self.next_at = now + pause * random.uniform(0.5, 1.0)  # noqa: S311  jitter, not a secret
+        self.next_at = now + pause * jitter.between(0.5, 1.0)
 
     def _take(self, store: Store, worker_id: int, room: Room, taken: list[ClaimedJob], *, past_gate: bool = False) -> None:
         began = clock.monotonic()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import random
 import threading
 import time
 from queue import Empty, SimpleQueue
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 
+from jobrunner import jitter
 from jobrunner.errors import JobNotFound, JobrunnerError, ResultExpired
 from jobrunner.looking import UNANSWERED, Looker, reason
 from jobrunner.states import FINISHED
@@ -210,7 +210,7 @@ class Rounds:
         if not self._failures:
             logger.warning("%s; %d who wait for jobs go on waiting", reason(error, self._dsn), count)
         self._pulse.away = Failure(error, time.monotonic())
-        pause = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311  jitter
+        pause = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self._failures, 10)) * jitter.between(0.5, 1.0)
         self._failures += 1
         self._not_before = _tick() + int(pause / TICK) + 1
 

@@ -6,14 +6,13 @@ one condition.
 
 from __future__ import annotations
 
-import random
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from jobrunner import clock
+from jobrunner import clock, jitter
 from jobrunner.claimer import LONGEST_STEP_BACK, Room
 from jobrunner.connecting import connect, plan_once
 from jobrunner.errors import DatabaseUnreachable
@@ -373,7 +372,7 @@ class Link(threading.Thread):
             self._outage_since = now
             logger.error("database away; running jobs go on, outcomes wait", extra={"error": type(error).__name__})
         self._failures += 1
-        pause = min(_MAX_BACKOFF, 0.1 * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311  jitter, not a secret
+        pause = min(_MAX_BACKOFF, 0.1 * 2 ** min(self._failures, 10)) * jitter.between(0.5, 1.0)
         with self._condition:
             self._condition.wait_for(lambda: False, timeout=pause)
 

@@ -6,7 +6,6 @@ It must not know the children nor claim anything.
 from __future__ import annotations
 
 import os
-import random
 import socket
 import time
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import InsufficientPrivilege
 
-from jobrunner import clock, migrate, subscriptions
+from jobrunner import clock, jitter, migrate, subscriptions
 from jobrunner.connecting import connect, may_pass
 from jobrunner.errors import DatabaseUnreachable
 from jobrunner.history.rules import say_code
@@ -95,7 +94,7 @@ class Registration:
             try:
                 connect(self.options.dsn).close()  # its error is the one with the reason
             except DatabaseUnreachable as error:
-                pause = random.uniform(*_PAUSE)  # noqa: S311  spreads processes, guards nothing
+                pause = jitter.between(*_PAUSE)  # spreads processes
                 if clock.monotonic() + pause > ends or not may_pass(error):
                     raise
                 time.sleep(pause)

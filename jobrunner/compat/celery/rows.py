@@ -7,14 +7,13 @@ changes nothing.
 from __future__ import annotations
 
 import json
-import random
 import time
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, TypeVar
 
 import psycopg
 import sqlalchemy as sa
 
-from jobrunner import statements
+from jobrunner import jitter, statements
 from jobrunner.errors import DatabaseUnreachable, LeaseLost
 from jobrunner.transient import is_transient
 
@@ -182,7 +181,7 @@ def patiently(context: JobContext, action: Callable[[], T]) -> T:
             if not isinstance(error, DatabaseUnreachable) and not is_transient(error):
                 raise
         context.raise_if_stopping()
-        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  spreads the children, guards nothing
+        time.sleep(pause * jitter.between(0.5, 1.0))  # spreads the children
         pause = min(pause * 2, _PAUSES[1])
 
 

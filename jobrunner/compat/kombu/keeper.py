@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import selectors
 import threading
 import time
@@ -16,6 +15,7 @@ from weakref import WeakSet
 
 import psycopg
 
+from jobrunner import jitter
 from jobrunner.compat.kombu.broker import Broker
 from jobrunner.compat.kombu.link import UNANSWERED, Link
 from jobrunner.settings import CHANNEL
@@ -136,7 +136,7 @@ class Keeper:
         self._link.close()
         # Whoever else was cut off has a lease's time to renew before we give him up.
         self._rescues_from = time.monotonic() + self._options.lease.total_seconds()
-        time.sleep(min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))  # noqa: S311  jitter
+        time.sleep(min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures, 10)) * jitter.between(0.5, 1.0))
 
     def _deafen(self) -> None:
         self.hears, self._listening = False, None

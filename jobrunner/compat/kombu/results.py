@@ -5,7 +5,6 @@ It must not be needed by the transport: any other result backend goes with it as
 
 from __future__ import annotations
 
-import random
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from celery.backends.base import KeyValueStoreBackend
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
+from jobrunner import jitter
 from jobrunner.compat.kombu.address import dsn_of, masked
 from jobrunner.compat.kombu.broker import SWEPT, Results
 from jobrunner.compat.kombu.link import UNANSWERED, Link
@@ -101,5 +101,5 @@ class Backend(KeyValueStoreBackend):  # type: ignore[misc]  # Celery has no type
             except UNANSWERED:
                 if time.monotonic() >= until:
                     raise
-            time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  jitter
+            time.sleep(pause * jitter.between(0.5, 1.0))
             pause = min(MAX_PAUSE, pause * 2)
