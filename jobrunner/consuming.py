@@ -54,7 +54,7 @@ class Consumer:
 
     def __init__(self, home: Home, queue: str) -> None:
         self._home, self._queue = home, queue
-        self._closed = False  # for good: whoever waits, or loops over messages, does not go on with connections of his own
+        self._closed = threading.Event()  # for good: whoever waits, or loops over messages, does not go on with connections of his own
         self.forget()
         _known.add(self)
 
@@ -87,9 +87,9 @@ class Consumer:
             self._shorten(lease)  # in here: a row that is closed because nobody asks forgets how briefly it was to live
             while True:
                 with self._taking:
-                    messages = [] if self._closed else self._look(most, lease)
+                    messages = [] if self._closed.is_set() else self._look(most, lease)
                 left = ends - clock.monotonic()
-                if messages or self._closed or (left <= 0 and not self._claimer.walking):
+                if messages or self._closed.is_set() or (left <= 0 and not self._claimer.walking):
                     return messages
                 pause = min(left, self._claimer.next_at - clock.monotonic())
                 with self._state:
@@ -182,11 +182,11 @@ class Consumer:
 
     def _register(self, store: MessageStore) -> int:
         """The row for which messages are claimed; a new one where there is none; 0 when this is closed, which waits for no look."""
-        if (worker_id := self._worker_id) or self._closed:
-            return worker_id
+        if self._worker_id or self._closed.is_set():
+            return self._worker_id
         worker_id = store.register_worker(consumer_facts(self._queue), timedelta(seconds=self._row_seconds))
         with self._state:
-            if not self._closed:
+            if not self._closed.is_set():
                 self._worker_id = worker_id
                 self._beat_at = clock.monotonic() + self._row_seconds / BEATS
                 if self._thread is None or not self._thread.is_alive():
@@ -352,7 +352,7 @@ class Consumer:
         """Give back what is held and close the row; who waits in `take`, or comes later, gets nothing."""
         looked = self._taking.acquire(timeout=RETRY)  # a look under way has its messages first; not for ever, where the database is away
         with self._state:
-            self._closed = True
+            self._closed.set()
             self.call()
             held = self._held.empty()
             thread, worker_id, self._thread, self._worker_id = self._thread, self._worker_id, None, 0

@@ -11,11 +11,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import pytest
 
 from tests.support.celeries import ADD, MODULE, PATIENCE, ROOT, celery_worker
 from tests.support.waiting import wait_until
+
+NOTHING: tuple[int, dict[str, Any]] = (0, {})  # in place of an answer that did not come
 
 
 class OverSocket(http.client.HTTPConnection):
@@ -95,11 +98,11 @@ def test_flower_shows_workers_and_tasks_and_revokes_one(shop, flower):
 
 
 def _worker(ask, name, asked):
-    status, found = ask("GET", f"/api/workers?refresh=true&workername={name}") or (0, {})
+    status, found = ask("GET", f"/api/workers?refresh=true&workername={name}") or NOTHING
     about = found.get(name, {}) if status == http.HTTPStatus.OK else {}
     return about if asked <= about.keys() else None
 
 
 def _task(ask, number, state):
-    status, found = ask("GET", f"/api/task/info/{number}") or (0, {})
+    status, found = ask("GET", f"/api/task/info/{number}") or NOTHING
     return found if status == http.HTTPStatus.OK and found["state"] == state else None

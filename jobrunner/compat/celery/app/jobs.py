@@ -125,8 +125,8 @@ def _refuse(sink: JobSink, begun: Begun, kept: Mapping[str, Any]) -> None:
     asked, context = kept.get("asked"), sink.context
     # The last attempt that is counted has one such word after the other: only that of the lease before is of the run that was cut off.
     is_last = context.attempt >= MOST_ATTEMPTS
-    is_meant = asked and asked["attempt"] == context.attempt and (not is_last or asked["lease"] == context.lease - 1)
-    if is_meant and (begun.crash_count or begun.was_released):
+    was_cut_off = begun.crash_count or begun.was_released
+    if asked and was_cut_off and asked["attempt"] == context.attempt and (not is_last or asked["lease"] == context.lease - 1):
         # The body has ended, with a retry that stands in the row; only the engine had not heard of it. So that is what follows, after
         # its pause, and not one run of the body more or less than there would have been.
         left = (datetime.fromisoformat(asked["until"]) - datetime.now(UTC)).total_seconds()

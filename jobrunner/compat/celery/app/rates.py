@@ -73,6 +73,8 @@ class Rates:
         most = patience(has_waited=has_waited)
         with self._alone(place):
             known = os.pread(self._file.fileno(), _MOMENTS.size, place)
+            free: float
+            turn: float
             free, turn = _MOMENTS.unpack(known) if len(known) == _MOMENTS.size else (0.0, 0.0)
             now = time.monotonic()  # one clock for all processes of a host
             begins = max(now, free)
