@@ -80,6 +80,7 @@ class Evaluator:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self._exports: dict[tuple[str, str], Value | None] = {}
+        self._giving: set[int] = set()  # functions of which it is being asked what they give
 
     def value(self, node: ast.AST, scope: Scope) -> Value | None:
         """What a node is; None when nobody can say."""
@@ -183,7 +184,11 @@ class Evaluator:
         """A value as other modules know it."""
         match value:
             case Function():
+                if (key := id(value.bound.node)) in self._giving:  # one may return itself
+                    return None
+                self._giving.add(key)
                 gives = self._outside(self._returned(value))
+                self._giving.discard(key)
                 return None if gives is None else Giver(gives)
             case Klass():
                 module = value.bound.scope.module
