@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 
 import psycopg
 import pytest
@@ -17,7 +18,8 @@ from psycopg.errors import LockNotAvailable
 
 from jobrunner.database import Database
 from jobrunner.errors import IllegalTransition, JobNotFound
-from jobrunner.history import steps
+from jobrunner.history import steps, swap
+from jobrunner.history.days import Day
 from jobrunner.history.steps import Pruning, Taken
 from jobrunner.maintenance import prune
 from jobrunner.maintenance.history import HistoryPruner, Removed
@@ -210,6 +212,40 @@ def test_a_day_that_somebody_drops_meanwhile_leaves_nothing_behind(past):
     assert pruning.step() is None
     assert past.leftovers() == []
     assert past.one("SELECT count(*) FROM jobrunner.retention_days") == 0
+
+
+def drop(session, part):
+    """Drop a day as one that is over by every rule."""
+    day = date(int(part[-8:-4]), int(part[-4:-2]), int(part[-2:]))
+    with session.connection.transaction():
+        return swap.drop(session.connection, Day("job_history", part, day, True, "", None, 0, 0, 0, None, None, None))
+
+
+def test_nobody_is_locked_out_while_what_is_on_record_of_a_day_is_looked_up(past, sessions):
+    """Before a day is dropped its records are forgotten, whose pages may come from the disk: history can be read as long as that takes."""
+    part, kept, gone = two_kinds(past)
+    dropper, holder, reader = sessions(), sessions(), sessions.impatient()
+    go(Pruning(past.connection), "began")
+    with holder.connection.transaction():
+        holder.execute("SELECT FROM jobrunner.retention_days WHERE part = %s FOR UPDATE", (part,))
+        under_way = dropper.call_blocked(lambda: drop(dropper, part), past)
+        assert reader.one("SELECT count(*) FROM jobrunner.job_history") == len(kept) + len(gone)
+    assert under_way.result(PATIENCE) == len(kept) + len(gone)
+    assert past.leftovers() == []
+
+
+def test_a_retry_during_the_drop_of_a_day_that_was_being_read_leaves_no_note(past, sessions):
+    """The trigger of a day that was being read under other rules notes it after the records were forgotten: they are forgotten once more."""
+    part, kept, _gone = two_kinds(past)
+    dropper, operator = sessions(), sessions()
+    go(Pruning(past.connection), "began")
+    with operator.connection.transaction():
+        operator.store.requeue(kept[0])
+        under_way = dropper.call_blocked(lambda: drop(dropper, part), past)
+    under_way.result(PATIENCE)
+    assert past.leftovers() == []
+    assert past.held() == {}
+    assert places(past, kept[0]) == ["jobs"]
 
 
 def test_pruners_take_turns(past, sessions):
