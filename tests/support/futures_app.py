@@ -26,6 +26,8 @@ jobs = JobRunner(app, allowed_modules=["time", "operator"], wakeups=True)
 executor = Executor(app)
 small = Executor(app, "small")
 
+IDLE = "nobody"  # a queue without a worker
+PATIENCE = 60  # seconds until what should happen is given up
 FINE = 0.01  # seconds between two looks
 LONG = 60.0  # seconds after which a call that is held gives up
 

@@ -13,27 +13,9 @@ import pytest
 from jobrunner import JobRunner, clock, consuming
 from jobrunner.claimer import Claimer
 from jobrunner.messagestore import MessageStore
+from tests.support.mail import PATIENCE, states
 from tests.support.rows import Scene
 from tests.support.waiting import wait_until
-
-PATIENCE = 30  # seconds until a call that should come back is given up
-
-
-@pytest.fixture
-def jobs(dsn):
-    runner = JobRunner(dsn=dsn)
-    yield runner
-    runner.close()
-
-
-@pytest.fixture
-def queue(jobs):
-    """A queue whose messages come back at once when they are given back."""
-    return jobs.queue("emails", backoff="constant", backoff_base=0)
-
-
-def states(connection):
-    return dict(connection.execute("SELECT id, state FROM jobrunner.v_jobs").fetchall())
 
 
 def test_consumers_that_die_with_a_message_make_it_dead(jobs, connection):

@@ -10,26 +10,8 @@ from jobrunner import JobRunner, clock
 from jobrunner.envelopes import Receipt
 from jobrunner.errors import ConfigurationError, IllegalTransition, LeaseLost
 from jobrunner.states import State
+from tests.support.mail import PATIENCE, states
 from tests.support.rows import LEASE, Scene
-
-PATIENCE = 30  # seconds until a call that should come back is given up
-
-
-@pytest.fixture
-def jobs(dsn):
-    runner = JobRunner(dsn=dsn)
-    yield runner
-    runner.close()
-
-
-@pytest.fixture
-def queue(jobs):
-    """A queue whose messages come back at once when they are given back."""
-    return jobs.queue("emails", backoff="constant", backoff_base=0)
-
-
-def states(connection):
-    return dict(connection.execute("SELECT id, state FROM jobrunner.v_jobs").fetchall())
 
 
 def test_a_pull_is_settled_by_its_receipt(queue, connection):

@@ -14,33 +14,16 @@ from jobrunner.errors import LeaseLost
 from jobrunner.jobs import Ending
 from jobrunner.settling import outcome_of
 from jobrunner.store import Store
+from tests.support.mail import PATIENCE, states
 from tests.support.rows import Scene
 from tests.support.waiting import wait_until
 
-PATIENCE = 30  # seconds until a call that should come back is given up
 SOON = 0.3  # seconds; by `extend`, so that the row of the consumer lives for as long as with the usual lease, whatever stands still
-
-
-@pytest.fixture
-def jobs(dsn):
-    runner = JobRunner(dsn=dsn)
-    yield runner
-    runner.close()
-
-
-@pytest.fixture
-def queue(jobs):
-    """A queue whose messages come back at once when they are given back."""
-    return jobs.queue("emails", backoff="constant", backoff_base=0)
 
 
 def hold_briefly(message):
     """Its lease is over soon: sooner than `extend` lets anybody ask for."""
     message._by.extend(message, SOON)
-
-
-def states(connection):
-    return dict(connection.execute("SELECT id, state FROM jobrunner.v_jobs").fetchall())
 
 
 def test_a_message_held_for_longer_than_its_lease_comes_again(queue, connection):
@@ -208,7 +191,7 @@ def test_a_message_that_cannot_be_given_back_does_not_cost_the_others_their_leas
     finally:
         connection.execute("DROP FUNCTION public.refuse() CASCADE")
     assert queue.get(wait=PATIENCE).id == stuck.id
-    assert stuck.settled == "lost"
+    wait_until(lambda: stuck.settled == "lost", timeout=PATIENCE, what="its holder to know, which hears of it after the commit")
 
 
 def test_an_acknowledgement_amid_the_giving_back_counts_once(queue, monkeypatch, caplog):

@@ -14,7 +14,6 @@ from decimal import Decimal
 from pathlib import Path
 from uuid import UUID
 
-import psycopg
 import pytest
 
 from jobrunner import JobNotFound
@@ -25,44 +24,9 @@ from jobrunner.settings import CALL
 from jobrunner.values import RemoteError
 from jobrunner.watching import LONGEST_PAUSE
 from tests.support import futures_app
-from tests.support.rows import Scene
+from tests.support.futures_app import PATIENCE
 from tests.support.waiting import wait_until
 from tests.support.workers import workers
-
-PATIENCE = 60  # seconds until what should happen is given up
-IDLE = "nobody"  # a queue without a worker
-
-
-@pytest.fixture(scope="module")
-def served(server, tmp_path_factory):
-    """A database with a worker of the application."""
-    ledger = tmp_path_factory.mktemp("futures") / "ledger"
-    with server.temporary() as dsn:
-        futures_app.jobs.use_dsn(dsn)
-        with workers(dsn, ledger, "-c", "3", "--poll", "0.2s", app="tests.support.futures_app", environment={"JOBRUNNER_APP": ""}):
-            yield dsn
-        futures_app.jobs.close()
-
-
-@pytest.fixture
-def scene(served):
-    with psycopg.connect(served, autocommit=True) as connection:
-        yield Scene(connection)
-
-
-@pytest.fixture
-def executor(served):
-    with JobExecutor(futures_app.jobs) as executor:
-        yield executor
-
-
-@pytest.fixture
-def idle(served):
-    """An executor whose jobs nobody runs."""
-    executor = JobExecutor(futures_app.jobs, queue=IDLE)
-    yield executor
-    executor.shutdown(wait=True, cancel_futures=True)
-
 
 # -- values
 
