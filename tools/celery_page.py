@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reference" / "compat-celery.md"
-BEGIN, END = "<!-- begin: python tools/celery_page.py -->", "<!-- end -->"
 
 if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
 from jobrunner.compat.celery.conf import SETTINGS, Rating  # noqa: E402  after the path
 from jobrunner.compat.celery.options import CALL_OPTIONS, TASK_OPTIONS  # noqa: E402
+from tools.generated import Marks  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from jobrunner.compat.celery.conf import Feature
 
+MARKS = Marks.of("python tools/celery_page.py")
 OF_OTHERS = ("there is no broker", "there is no other result store", "there are no event messages", "there are no control messages")
 """How the notes of settings begin that are for parts which are not there: they are listed without a row each."""
 
@@ -48,16 +49,12 @@ def generated() -> str:
         "## Options of calls",
         table(CALL_OPTIONS.values()),
     ]
-    return f"{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}"
+    return "\n\n".join(parts)
 
 
 def updated(page: str) -> str:
     """The page with its generated part replaced. Raises ValueError when the marks are missing."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} … {END}")
-    return before + generated() + after
+    return MARKS.replaced(page, generated())
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
 from bench.losing import report  # noqa: E402  after the path
+from tools.generated import Marks  # noqa: E402
 
 MEASURED = ROOT / "bench" / "losing" / "measured.json"
 PAGE = ROOT / "docs" / "explanation" / "lost-and-doubled.md"
-BEGIN, END = "<!-- begin: python tools/losses.py -->", "<!-- end -->"
+MARKS = Marks.of("python tools/losses.py")
 EMPTY = "**Not measured yet.** There is no published result; the command above prints a table like the one that will be here."
 
 
@@ -30,11 +31,7 @@ def part(measured: Path) -> str:
 
 def updated(page: str, measured: Path) -> str:
     """The page with its measured part replaced. Raises ValueError when the marks are missing."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n{part(measured)}\n{END}{after}"
+    return MARKS.replaced(page, part(measured))
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ def test_the_committed_measurement_is_whole_and_ours_has_no_fault_in_it():
 
 def test_a_page_without_a_measurement_claims_nothing(tmp_path):
     """Not measured yet, and no table."""
-    page = losses.updated(f"{losses.BEGIN}\n| a | table |\n{losses.END}\nmore\n", tmp_path / "none.json")
-    assert page == f"{losses.BEGIN}\n{losses.EMPTY}\n{losses.END}\nmore\n"
+    begin, end = losses.MARKS
+    page = losses.updated(f"{begin}\n| a | table |\n{end}\nmore\n", tmp_path / "none.json")
+    assert page == f"{begin}\n{losses.EMPTY}\n{end}\nmore\n"
     with pytest.raises(ValueError, match="the page has no"):
         losses.updated("no marks", tmp_path / "none.json")
 
