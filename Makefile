@@ -54,7 +54,7 @@ docs: .venv/.dev.stamp ## links and anchors of every Markdown file lead somewher
 wheel: .venv/.dev.stamp ## dist/: the sdist, and the wheel built from it
 	$(BIN)/python -m build --no-isolation --outdir dist
 
-matrix: .venv/.dev.stamp ## the smoke subset on old and new Python, Flask, SQLAlchemy, psycopg, PostgreSQL (ARGS="--only oldest")
+matrix: .venv/.dev.stamp ## the smoke subset on old and new Python, Flask, SQLAlchemy, psycopg, PostgreSQL, Celery (ARGS="--only oldest")
 	$(BIN)/python -m tools.matrix $(if $(filter matrix,$(MAKECMDGOALS)),$(ARGS))
 
 clean: ## remove environments, caches and builds; the embedded PostgreSQL's data stays

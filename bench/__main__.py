@@ -7,6 +7,7 @@ It must not measure. Results go to `.bench/results`, which git ignores, with a p
 from __future__ import annotations
 
 import argparse
+import ast
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Measures Jobrunner beside bare PostgreSQL and its peers. "
         "The first run makes an environment for each peer below .bench/ (about a minute).",
-        epilog=f"scenarios: {', '.join(SCENARIOS)}. Probes of the worker's inside: {', '.join(PROBES)}.",
+        epilog=f"scenarios: {', '.join(SCENARIOS)}. Probes, each by itself: {', '.join(PROBES)}.",
     )
     options.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="all of them, unless named")
     options.add_argument("--full", action="store_true", help="full sizes and every peer everywhere: about two hours")
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--size", action="append", default=[], metavar="NAME=NUMBER", help="another size, such as history=1000000")
     options.add_argument("--results", type=Path, default=MEASURED, metavar="DIR", help="for JSON and page (default .bench/results)")
     options.add_argument("--publish", action="store_true", help="write bench/results and docs/benchmarks.md; needs a quiet machine")
-    options.add_argument("--list", action="store_true", help="list scenarios, their sizes, and contenders")
+    options.add_argument("--list", action="store_true", help="list scenarios, their sizes, contenders, and probes")
     return options
 
 
@@ -109,22 +110,42 @@ def listing() -> str:
     """What there is."""
     lines = [f"{scenario.name:<20} {scenario.title}; short {scenario.short}; full {scenario.full}" for scenario in SCENARIOS.values()]
     lines += [f"{peer.name:<20} {peer.title} ({peer.server}) {' '.join(peer.requirements)}" for peer in peers().values()]
+    lines += [f"{name:<20} probe: {purpose(name)}" for name in PROBES]
     return "\n".join(lines)
+
+
+def probe(given: argparse.Namespace, rest: list[str]) -> int:
+    """Run the scripts of probes with what they know of these options; those that only one of them has go there as they are."""
+    more = ["--rounds", str(given.rounds)] if given.rounds else []
+    for one in given.size:
+        name, _, number = one.partition("=")
+        more += [f"--{name.replace('_', '-')}", number]
+    more += ["--peers", given.peers] if given.peers else []
+    more += ["--trial"] if given.trial else []
+    scripts = [[sys.executable, str(script_of(name)), *more, *rest] for name in given.scenarios]
+    return max(subprocess.run(script, check=False).returncode for script in scripts)
+
+
+def script_of(name: str) -> Path:
+    """The program of a probe."""
+    return ROOT / "bench" / f"{name.replace('-', '_')}.py"
+
+
+def purpose(name: str) -> str:
+    """The first sentence of a probe's program."""
+    return (ast.get_docstring(ast.parse(script_of(name).read_text())) or "").partition("\n")[0]
 
 
 def main(arguments: list[str]) -> int:
     """Run; 0 when everything that is here was measured, 1 when something broke, 2 for bad input."""
-    given = parser().parse_args(arguments)
+    given, rest = parser().parse_known_args(arguments)
     if given.list:
         print(listing())
         return 0
     if given.scenarios and set(given.scenarios) <= set(PROBES):
-        more = ["--rounds", str(given.rounds)] if given.rounds else []
-        for one in given.size:
-            name, _, number = one.partition("=")
-            more += [f"--{name.replace('_', '-')}", number]
-        scripts = [[sys.executable, str(ROOT / "bench" / f"{name.replace('-', '_')}.py"), *more] for name in given.scenarios]
-        return max(subprocess.run(script, check=False).returncode for script in scripts)
+        return probe(given, rest)
+    if rest:
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         scenarios = chosen(given.scenarios)
         how, who = plan(given, scenarios), contenders(given.peers)

@@ -16,5 +16,8 @@ SCENARIOS = {
         *idle.SCENARIOS,
     )
 }
-PROBES = ("isolation", "replacement", "fairness", "rollups", "retention", "claim-times", "history-reads", "shares", "hops", "enqueue-steps")
-"""Scripts of their own, about the worker's inside; they print JSON, and are no part of the page."""
+PROBES = (
+    *("isolation", "replacement", "fairness", "rollups", "retention", "claim-times", "history-reads", "shares", "hops", "enqueue-steps"),
+    "losses",
+)
+"""Scripts of their own, no part of the page: about the worker's inside, printing JSON; `losses` is about lost jobs, beside peers."""

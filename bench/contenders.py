@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bench.accounts import Ledger
 from bench.environments import PEERS, Absent, Peer, python_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from bench.servers import Servers
 
@@ -67,9 +68,10 @@ class Contender:
         servers: what it may use.
         database: name of its database; another for each thing that has to stay prepared while others run.
         number: of its Redis database.
+        more: variables that its adapter, and through it its workers, are given.
     """
 
-    def __init__(self, peer: Peer, servers: Servers, database: str, number: int) -> None:
+    def __init__(self, peer: Peer, servers: Servers, database: str, number: int, more: Mapping[str, str] = MappingProxyType({})) -> None:
         self.peer = peer
         self.servers = servers
         self.database = database
@@ -81,8 +83,9 @@ class Contender:
             "BENCH_MARKS": str(self.marks),
             "BENCH_REDIS": servers.redis(number) if peer.server == "redis" else "",
             "JOBRUNNER_DSN": dsn,
-            "PYTHONPATH": os.pathsep.join([str(SHARED), str(peer.adapter.parent)]),
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(map(str, (SHARED, peer.shared, peer.adapter.parent)))),
             "PYTHONDONTWRITEBYTECODE": "1",
+            **more,
         }
         self.env.pop("PYTHONHOME", None)
         self.log = servers.directory / f"{database}.log"

@@ -40,7 +40,7 @@ class BadHeader(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What an adapter's header says."""
+    """What an adapter's header says, and the directory of adapters in which it stands."""
 
     name: str
     title: str
@@ -48,6 +48,7 @@ class Peer:
     durability: str
     python: str
     requirements: tuple[str, ...]
+    place: Path = PEERS
 
     @property
     def kind(self) -> str:
@@ -57,7 +58,17 @@ class Peer:
     @property
     def adapter(self) -> Path:
         """Its program."""
-        return PEERS / self.name / "adapter.py"
+        return self.place / self.name / "adapter.py"
+
+    @property
+    def shared(self) -> Path:
+        """What the adapters beside it have in common."""
+        return self.place / "shared"
+
+    @property
+    def environment(self) -> Path:
+        """Where its packages are; two places may have an adapter of the same name."""
+        return PLACE / "environments" / (self.name if self.place == PEERS else f"{self.place.name}-{self.name}")
 
 
 def read(file: Path) -> Peer:
@@ -81,6 +92,7 @@ def read(file: Path) -> Peer:
             bench["durability"],
             header["requires-python"],
             tuple(header.get("dependencies", ())),
+            file.parent.parent,
         )
     except tomllib.TOMLDecodeError as error:
         raise BadHeader(f"{file}: the header is no TOML: {error}") from None
@@ -93,9 +105,9 @@ def read(file: Path) -> Peer:
     return peer
 
 
-def peers() -> dict[str, Peer]:
+def peers(place: Path = PEERS) -> dict[str, Peer]:
     """All contenders by name: ours first, then the bare ones, then the peers."""
-    found = {file.parent.name: read(file) for file in sorted(PEERS.glob("*/adapter.py"))}
+    found = {file.parent.name: read(file) for file in sorted(place.glob("*/adapter.py"))}
     return {name: found[name] for name in [*(own for own in OWN if own in found), *(name for name in found if name not in OWN)]}
 
 
@@ -124,7 +136,7 @@ def python_of(peer: Peer) -> str:
     """
     if not peer.requirements:
         return sys.executable
-    directory = PLACE / "environments" / peer.name
+    directory = peer.environment
     stamp = directory / ".bench.stamp"
     wanted = hashlib.sha256(repr((peer.python, peer.requirements)).encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted and environment.usable(directory):

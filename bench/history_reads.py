@@ -28,12 +28,12 @@ import psycopg
 import sqlalchemy as sa
 
 from jobrunner import inspection
+from jobrunner.database import Database
 from jobrunner.errors import JobNotFound, JobrunnerError
 from jobrunner.filters import parse
 from jobrunner.inspection.cursors import Cursor, Key, encode
 from jobrunner.looking import Looker
 from jobrunner.settings import Dsn
-from jobrunner.store import Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,10 +23,11 @@ import harness
 import psycopg
 
 from jobrunner import clock
+from jobrunner.database import Database
 from jobrunner.jobs import Succeeded
 from jobrunner.maintenance import prune
 from jobrunner.settings import Dsn
-from jobrunner.store import Database, Store
+from jobrunner.store import Store
 
 if TYPE_CHECKING:
     from jobrunner.history.steps import Step

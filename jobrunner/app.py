@@ -14,15 +14,18 @@ import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from jobrunner.branches import Branch
+from jobrunner import settings
 from jobrunner.checks import RUN_CHECKS, checked
 from jobrunner.handle import Job
+from jobrunner.hosting.setting import find_setting
 from jobrunner.keeping import ALL, Rule, from_environ, keep_by_state
+from jobrunner.lifecycle import Lifecycle
 from jobrunner.loading import find_jobrunner
 from jobrunner.payload import decode_args
 from jobrunner.policies import Policy, Running
-from jobrunner.routing import DEFAULT_DATABASE, HOME, ONE_DATABASE, Routing, find_routing, no_default
-from jobrunner.settings import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, OFF_WORDS, Dsn, find_dsn, find_read_dsn, find_size, parse_dsn
+from jobrunner.routing import DEFAULT_DATABASE, Routing, no_default
+from jobrunner.settings import CALL, EMBEDDED, MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Dsn, find_dsn, find_read_dsn, find_size, parse_dsn
+from jobrunner.several import Databases
 from jobrunner.tasks import AsyncTask, Registry, Task, TaskDecorator, TransactionalDecorator
 
 if TYPE_CHECKING:
@@ -31,8 +34,16 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
+    from jobrunner.branches import Branch
+    from jobrunner.calls import Calls
+    from jobrunner.consuming import Consumer
+    from jobrunner.database import Database
+    from jobrunner.hosting.setting import Setting
+    from jobrunner.messages import MessageQueue, QueueOptions
     from jobrunner.policies import EnqueueOptions, Keep, Options, TaskOptions
-    from jobrunner.store import Database
+    from jobrunner.subscriptions import Subscription
+    from jobrunner.topics.declaring import SubscribeOptions
+    from jobrunner.topics.publishing import Topic
 
 __all__ = ["JobRunner", "find_jobrunner"]
 
@@ -43,7 +54,7 @@ POOL_SIZE = 5  # connections that stay open; as many again may be opened under l
 _NOTHING = nullcontext()  # one for all: it is entered for every job
 
 
-class JobRunner:
+class JobRunner(Databases):
     """The tasks of an application and the database their jobs are in. Thread-safe; a forked child gets connections of its own.
 
     With `JOBRUNNER_DATABASES` and `JOBRUNNER_ROUTES` there are several databases: each job goes to that of its queue.
@@ -60,6 +71,11 @@ class JobRunner:
             Flask app's import name, and two applications that have the same would replace each other's rules.
         keep: how long finished jobs stay: a duration, `"forever"`, or a mapping by state, such as `{"succeeded": "30d"}`; without it
             `JOBRUNNER_KEEP_SUCCEEDED` and `JOBRUNNER_KEEP_FAILED`, then 30 and 180 days. Workers bring it to the database.
+        embedded_worker: `"threads:2"`, `"processes:2"` or a number of threads: the web server that serves the app has a worker beside
+            it, one on each host; `False` or `"off"` for none. Without it `JOBRUNNER_EMBEDDED_WORKER` of the environment, then of the
+            Flask config. Nothing is started before a server serves: see docs/how-to/embedded-worker.md.
+        allowed_modules: whose functions executors and `background` may run as jobs, beside the modules that have tasks and those of
+            `JOBRUNNER_ALLOWED_MODULES`; see `jobrunner.allowing`.
     """
 
     def __init__(
@@ -73,6 +89,8 @@ class JobRunner:
         wakeups: bool = True,
         name: str | None = None,
         keep: Keep = None,
+        embedded_worker: str | int | None = None,
+        allowed_modules: Iterable[str] = (),
     ) -> None:
         self.name = name
         self._keep = dict(checked("keep", keep_by_state, keep, "JobRunner"))
@@ -81,15 +99,23 @@ class JobRunner:
         self.find_sizes({})
         self.pool_size = POOL_SIZE
         self.registry = Registry()
-        self.wakeups = wakeups and os.environ.get("JOBRUNNER_WAKEUPS", "").strip().lower() not in OFF_WORDS
+        self.lifecycle = Lifecycle()
+        self.registry.provide(CALL, lambda: self.calls.task)
+        self._allowed_modules = tuple(allowed_modules)
+        self._calls: Calls | None = None
+        self.wakeups = wakeups and os.environ.get("JOBRUNNER_WAKEUPS", "").strip().lower() not in settings.OFF_WORDS
         self.app: Flask | None = None
         self._dsn = parse_dsn(dsn, "JobRunner(dsn=…)") if dsn is not None else None
         self._lock = threading.Lock()
         self._database: Database | None = None
         self._found: Dsn | None = None
         self._routing: Routing | None = None
+        self._embedded_worker = embedded_worker
+        self.find_embedded_worker()
         self._one = False  # whether everything goes to one database, whatever is configured
         self._branches: dict[str, Branch] = {}
+        self.consumers: dict[str, Consumer] = {}  # of message queues that this process takes from, by name
+        self.subscriptions: dict[tuple[str, str], Subscription] = {}  # what the code declares, by topic and group
         _known.add(self)
         if app is not None:
             self.init_app(app)
@@ -113,6 +139,14 @@ class JobRunner:
         payload, result = self._sizes
         self.max_payload_bytes = find_size("max_payload_bytes", MAX_PAYLOAD_BYTES, payload, config)
         self.max_result_bytes = find_size("max_result_bytes", MAX_RESULT_BYTES, result, config)
+
+    def find_embedded_worker(self) -> Setting | None:
+        """What kind of worker goes with the web server, from the argument, the environment and the Flask config; None for none.
+
+        Raises:
+            ConfigurationError: the first that is set says nothing of the kind; the message names its source.
+        """
+        return find_setting(self._embedded_worker, self.app.config if self.app is not None else None)
 
     @overload
     def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
@@ -146,6 +180,39 @@ class JobRunner:
             return lambda decorated: self.registry.register(decorated, name, policy, self, running)
         return self.registry.register(function, name, policy, self, running)
 
+    @property
+    def calls(self) -> Calls:
+        """The functions that are no tasks and run as jobs all the same."""
+        with self._lock:
+            if self._calls is None:
+                from jobrunner.calls import Calls  # only who uses it pays
+
+                self._calls = Calls(self, self._allowed_modules)
+            return self._calls
+
+    def task_names(self) -> list[str]:
+        """What a worker of this application runs: its tasks, and calls of functions unless `JOBRUNNER_ALLOWED_MODULES` says `none`."""
+        return sorted([*self.registry.names(), *([CALL] if self.calls.are_allowed else [])])
+
+    def queue_names(self) -> list[str]:
+        """The queues of its tasks and of the executors that were made for it: those that a worker of the whole application serves."""
+        executors = self._calls.queues if self._calls is not None else ()
+        return sorted({self.registry[name].policy.queue for name in self.registry.names()}.union(executors))
+
+    def topic(self, name: str) -> Topic:
+        """A topic, to publish events to its groups. Raises ConfigurationError for what is no name."""
+        from jobrunner.topics.publishing import Topic
+
+        return Topic(self, name)
+
+    def subscribe(
+        self, topic: str, pattern: str | Sequence[str] = "#", **options: Unpack[SubscribeOptions]
+    ) -> Callable[[Callable[..., Any]], Any]:
+        """Have a function get the events of a topic; see `jobrunner.topics.declaring.subscribe`."""
+        from jobrunner.topics.declaring import subscribe
+
+        return subscribe(self, topic, pattern, **options)
+
     def retention_rules(self) -> list[Rule]:
         """What the code and the environment say about how long finished jobs are kept, the code first.
 
@@ -160,49 +227,6 @@ class JobRunner:
     def rules_name(self) -> str:
         """Under which name those rules stand: what another application says is not this one's to change."""
         return self.name or (self.app.import_name if self.app is not None else "")
-
-    database_name = DEFAULT_DATABASE  # among several; the others are branches
-
-    @property
-    def routing(self) -> Routing:
-        """The other databases of the application and the queues that live there, found at first use.
-
-        Raises:
-            ConfigurationError: `JOBRUNNER_DATABASES` or `JOBRUNNER_ROUTES` is malformed, or names a database twice or not at all.
-        """
-        routing = self._routing
-        if routing is None:
-            routing = ONE_DATABASE if self._one else find_routing(self.app.config if self.app is not None else None)
-            routing.check_apart(self.configured_dsn())
-            self._routing = routing
-        return routing
-
-    def branch(self, name: str) -> JobRunner | Branch:
-        """One of several databases by its name; `default` is this one itself. Raises ConfigurationError for a name that is not there."""
-        if name == DEFAULT_DATABASE:
-            return self
-        dsn = self.routing.dsn_of(name)
-        with self._lock:
-            return self._branches.setdefault(name, Branch(self, name, dsn))
-
-    def branch_of(self, queue: str) -> JobRunner | Branch:
-        """The database in which a queue lives.
-
-        Raises:
-            ConfigurationError: several databases are configured, none of them for this queue, and there is no default one.
-        """
-        routing = self.routing
-        if not routing.databases:
-            return self
-        name = routing.name_of(queue)
-        if name == DEFAULT_DATABASE and self.configured_dsn() is None:
-            raise no_default(routing, f"queue {queue!r} has no route, and there is no default database")
-        return self.branch(name)
-
-    @property
-    def home(self) -> JobRunner | Branch:
-        """The database whose jobs this process runs, in a worker; the default one elsewhere."""
-        return self.branch(os.environ.get(HOME) or DEFAULT_DATABASE) if self.routing.databases else self
 
     @property
     def dsn(self) -> Dsn:
@@ -239,7 +263,7 @@ class JobRunner:
         """The pool of connections; made at first use."""
         database = self._database
         if database is None:
-            from jobrunner.store import Database  # SQLAlchemy takes a quarter of a second to import
+            from jobrunner.database import Database  # SQLAlchemy takes a quarter of a second to import
 
             dsn = self.dsn
             with self._lock:
@@ -250,7 +274,13 @@ class JobRunner:
         return database
 
     def close(self) -> None:
-        """Close pooled connections; the next use finds the database anew."""
+        """Give messages back that are held, and close pooled connections; the next use finds the database anew.
+
+        Who waits for a message gets none, at once; who waits for a job goes on waiting, on a connection that is not of the pool.
+        """
+        consumers, self.consumers = self.consumers, {}  # first: who takes from now on has another one
+        for consumer in list(consumers.values()):  # a thread that looked there just before may still put one in
+            consumer.close()
         with self._lock:
             database, self._database, self._found = self._database, None, None
             branches, self._branches, self._routing = self._branches, {}, None
@@ -270,6 +300,35 @@ class JobRunner:
         positional, named = decode_args(task, args or {})
         # Not `enqueue(**named)`: an argument of the job may be called "self".
         return self.submit(task, task.options(**options)._options, positional, named)  # noqa: SLF001
+
+    def queue(self, name: str, **options: Unpack[QueueOptions]) -> MessageQueue:
+        """The message queue of that name, to put messages into and to take them out; see `jobrunner.messages.MessageQueue`.
+
+        Raises:
+            ConfigurationError: the name or an option is out of range.
+        """
+        from jobrunner.messages import MessageQueue  # only who has messages pays for it
+
+        return MessageQueue(self, name, **options)
+
+    @overload
+    def background(self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
+    @overload
+    def background(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
+    def background(self, function: Any, /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """Have a worker call a function that is no task, as `threading.Thread(target=function, args=args).start()` has a thread call it.
+
+        Written as `task.enqueue` writes, for the queue `default`; up to 5 attempts, in an app context. What needs other values is a task.
+
+        Args:
+            function: at the top of a module that has a task, of the app's own module, or of one in `JOBRUNNER_ALLOWED_MODULES`.
+            *args, **kwargs: plain data, tuples, sets, bytes, times, Decimal, UUID, enums, paths; the id in place of an object.
+
+        Raises:
+            FunctionRefused: no worker could find the function, or it may not run.
+            InvalidPayload: an argument cannot travel; the message says which, and what to pass instead.
+        """
+        return self.calls.submit(function, args, kwargs)
 
     def job(self, job_id: int, database: str = DEFAULT_DATABASE) -> Job[Any]:
         """The job with that id.
@@ -318,7 +377,7 @@ def _embedded() -> Dsn:
 
     dsn = str(start_project().dsn)
     print(f"jobrunner: no database is configured: using this project's own PostgreSQL, {dsn}", file=sys.stderr)  # noqa: T201
-    return parse_dsn(dsn, "the embedded PostgreSQL")
+    return parse_dsn(dsn, EMBEDDED)
 
 
 def _after_fork() -> None:

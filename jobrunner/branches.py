@@ -14,8 +14,8 @@ from jobrunner.errors import EnqueueError
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from jobrunner.database import Database
     from jobrunner.settings import Dsn
-    from jobrunner.store import Database
     from jobrunner.tasks import Registry
 
 # The start of the server, to the microsecond, and the database's number on it: the same whatever address, socket or pooler was taken
@@ -88,9 +88,10 @@ class Branch:
         """The pool of connections; made at first use."""
         with self._lock:
             if self._database is None:
-                from jobrunner.store import Database  # SQLAlchemy takes a quarter of a second to import
+                from jobrunner.database import Database  # SQLAlchemy takes a quarter of a second to import
 
                 self._database = Database(self._dsn, pool_size=self._root.pool_size)
+                weakref.finalize(self, self._database.close)  # also of one that a handle still has after `JobRunner.close`
             return self._database
 
     def configured_dsn(self) -> Dsn:

@@ -19,7 +19,9 @@ from jobrunner.settings import parse_duration, parse_size
 
 SMALLINT = 32_767  # the largest value of the counting columns
 MAX_NAME = 200  # characters of a task or queue name: both are index keys, and the queue is the payload of a NOTIFY
+MAX_REFERENCE_BYTES = 1000  # of a reference's key: with its space it is an index key as well
 MAX_UNIQUE_KEY = 500  # characters: an index key of PostgreSQL ends at about 2,700 bytes
+MAX_ORDERING_KEY = 500  # characters; the table's own CHECK has the same
 MAX_INTERVAL = timedelta(days=3650)  # ten years; more is a mistake in a unit
 MAX_BYTES = 2**50  # a petabyte; more is a mistake in a unit
 MIN_MEMORY = 1_000_000  # bytes: no Python process fits into less, so it is a mistake in a unit
@@ -161,6 +163,27 @@ def run_at(value: object) -> datetime | None:
     return value
 
 
+def ordering_key(value: object) -> str | None:
+    """What jobs have in common that run one after the other."""
+    if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= MAX_ORDERING_KEY or text_problem(value)):
+        raise ConfigurationError(f"options(ordering_key={value!r}): expected text of 1 to {MAX_ORDERING_KEY} characters")
+    return value
+
+
+def expires_at(value: object) -> datetime | None:
+    """The moment from which the job is not begun any more."""
+    if value is not None and (not isinstance(value, datetime) or value.utcoffset() is None):
+        hint = "or ttl=…, a duration from now by the database's clock"
+        raise ConfigurationError(f"options(expires_at={value!r}): expected a datetime with a time zone", hint=hint)
+    return value
+
+
+def ttl(value: Any) -> timedelta | None:
+    """How long the job may wait to be begun."""
+    duration: timedelta | None = checked("ttl", _limit, value, "options")
+    return duration
+
+
 def meta(value: object) -> str | None:
     """The meta object as JSON text."""
     if value is None:
@@ -175,6 +198,20 @@ def parent_id(value: object) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise ConfigurationError(f"options(parent_id={value!r}): expected the id of a job")
     return value
+
+
+def reference(value: object) -> tuple[str, str] | None:
+    """The space and the key by which other processes find the job."""
+    return None if value is None else checked("reference", _reference, value, "options")
+
+
+def _reference(_name: str, value: Any) -> tuple[str, str]:
+    if not isinstance(value, tuple) or len(value) != 2:  # noqa: PLR2004
+        raise ValueError("expected a tuple of a space and a key, such as ('import', 'file-4711')")
+    space, key = value
+    if not isinstance(key, str) or not key or text_problem(key) or len(key.encode()) > MAX_REFERENCE_BYTES:
+        raise ValueError(f"the key is text of 1 to {MAX_REFERENCE_BYTES:,} bytes without NUL")
+    return check_name(space, "the space"), key
 
 
 def checked(name: str, check: Callable[[str, Any], Any], value: Any, where: str) -> Any:

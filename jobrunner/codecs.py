@@ -9,10 +9,12 @@ import typing
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import Enum
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from jobrunner import jsonvalues as jv
+from jobrunner import scalars
 from jobrunner.jsonvalues import Refusal, type_name
 
 if typing.TYPE_CHECKING:
@@ -236,6 +238,32 @@ def _decode_decimal(data: Any) -> Decimal:
     return typing.cast("Decimal", value)
 
 
+def _tagged(cls: type, kind: type | None = None) -> Codec:
+    """Of what plain text could stand for as well: with a tag, so that it is told from text in a union. As executors and Celery's tasks."""
+    encoder = scalars.ENCODERS[kind or cls]
+    label = cls.__name__
+
+    def encode(value: Any, depth: int) -> Any:  # noqa: ARG001
+        if not isinstance(value, cls):
+            raise expected(label, value)
+        tag, data = encoder(value)
+        return {f"{scalars.MARK}{tag}": data}
+
+    def decode(data: Any) -> Any:
+        [(name, inner)] = data.items() if isinstance(data, dict) and len(data) == 1 else [("", None)]
+        reader = scalars.DECODERS.get(str(name).removeprefix(scalars.MARK)) if str(name).startswith(scalars.MARK) else None
+        try:
+            value = reader(inner, 0) if reader is not None else None
+        except (ValueError, TypeError, KeyError):
+            raise Refusal(f"is {str(data)[:60]!r}, which is not a {label}") from None
+        if not isinstance(value, cls):
+            raise expected(f"{label} with its tag, such as {encode(_SAMPLES[cls], 0)!s}", data)
+        return value
+
+    return Codec(label, encode, decode, frozenset({"object"}), cls)
+
+
+_SAMPLES: dict[type, Any] = {bytes: b"abc", bytearray: bytearray(b"abc"), Path: Path("a/b")}
 NOTHING = Codec("None", _encode_none, _decode_none, frozenset({"null"}), type(None))
 _TEXT = frozenset({"string"})
 
@@ -253,6 +281,9 @@ def _make_scalars(*, lenient: bool) -> dict[type, Codec]:
         timedelta: Codec("timedelta", _checked(timedelta, jv.duration_text), jv.duration_of, _TEXT),
         UUID: Codec("UUID", _checked(UUID, str), _parsed(UUID, UUID), _TEXT),
         Decimal: Codec("Decimal", _checked(Decimal, jv.decimal_text), _decode_decimal, _TEXT),
+        bytes: _tagged(bytes),
+        bytearray: _tagged(bytearray),
+        Path: _tagged(Path, type(Path())),
     }
     for cls, codec in codecs.items():
         codec.exact = cls

@@ -69,6 +69,8 @@ class _SessionWatch:
             return
         count = sum(pending.count for pending in self._pending.values())
         self._pending.clear()
+        if not count:  # only hints: of a message that was acknowledged, and comes again
+            return
         plural = "1 job was enqueued in a session that was closed without commit: it does not exist"
         if count > 1:
             plural = f"{count:,} jobs were enqueued in a session that was closed without commit: they do not exist"

@@ -14,7 +14,8 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from jobrunner.errors import JobStopped, NoCurrentJob, SoftTimeLimitExceeded
+from jobrunner.control import JobStopped
+from jobrunner.errors import NoCurrentJob, SoftTimeLimitExceeded
 from jobrunner.payload import encode_checkpoint
 from jobrunner.texts import storable
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner import branches, inserting, jsonvalues, payload, places
 from jobrunner.current import current_fence, current_session
-from jobrunner.errors import EnqueueError, InvalidPayload, LeaseLost
+from jobrunner.errors import DuplicateReference, EnqueueError, InvalidPayload, LeaseLost
 from jobrunner.handle import Job
 from jobrunner.policies import DEFAULT_SESSION
 from jobrunner.states import State
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from jobrunner.commits import Hint
     from jobrunner.current import Fence
+    from jobrunner.database import Database
     from jobrunner.places import Place
     from jobrunner.policies import Options
     from jobrunner.routing import Routing
     from jobrunner.settings import Dsn
-    from jobrunner.store import Database
     from jobrunner.tasks import Registry, Task
 
 COPY_FROM = 500  # rows; fewer are one INSERT, which is less round trips
@@ -102,18 +102,20 @@ def submit(application: Application, task: Task[..., Any], options: Options, arg
     if fence is not None:
         parameters.setdefault("parent_id", fence.id)
     statement = inserting.insert_one(
-        tuple(parameters), delayed=options.delay is not None, unique=bool(unique), fenced=fence is not None
-    )
-    if options.delay is not None:
-        parameters["delay"] = options.delay
+        tuple(parameters),
+        delayed=options.delay is not None, unique=bool(unique), fenced=fence is not None,
+        referenced=options.reference is not None, expiring=options.ttl is not None,
+    )  # fmt: skip
+    parameters |= _from_now(options)
+    if options.reference is not None:
+        parameters["reference_space"], parameters["reference_key"] = options.reference
     if fence is not None:
         parameters |= _fence_parameters(fence)
     place = _place(application, home, options)
     committed = isinstance(place, places.OwnTransaction)
     rows = place.rows(statement, parameters)
     if not rows:
-        if fence is not None:
-            _check(place, fence)
+        _refuse(place, fence, options)
         job_id, created = _find_or_insert(place, statement, parameters)
         if not created:
             return Job(home, job_id, State.QUEUED.value, created=False, seen=committed)
@@ -128,6 +130,11 @@ def submit_many(application: Application, task: Task[..., Any], options: Options
     """Write one job per call; see `Task.enqueue_many`."""
     if isinstance(calls, (str, Mapping)):
         raise TypeError(f"enqueue_many takes a list of calls, not one {type(calls).__name__}")
+    if options.reference is not None:
+        raise EnqueueError(
+            f"enqueue_many cannot give the one reference {options.reference!r} to several jobs",
+            hint="enqueue them one by one, each with a key of its own; one transaction holds them together: options(session=…)",
+        )
     calls = calls if isinstance(calls, (list, tuple)) else list(calls)
     if not calls:
         return []
@@ -147,12 +154,12 @@ def submit_many(application: Application, task: Task[..., Any], options: Options
         if options.policy.unique:
             ids, written = _insert_unique(place, columns, options, list(bound), limit)
         elif len(calls) < COPY_FROM or not place.can_copy:
-            ids = _insert(place, columns, options.delay, list(_texts(bound, limit)))
+            ids = _insert(place, columns, options, list(_texts(bound, limit)))
         else:
             texts = _texts(bound, limit)
             # In a transaction of its own the encoding goes on while the server stores the first rows; a call that is refused half-way
             # rolls back. In the caller's transaction that would be his whole work, so there everything is encoded first.
-            ids = _copy(place, columns, options.delay, texts if isinstance(place, places.OwnTransaction) else list(texts), len(calls))
+            ids = _copy(place, columns, options, texts if isinstance(place, places.OwnTransaction) else list(texts), len(calls))
     if written:
         place.written(written, None if _is_later(options) else _hint(home, place, options))
     return ids
@@ -192,6 +199,14 @@ def _fenced(place: Place, fence: Fence | None) -> Iterator[None]:
             _check(place, fence)
 
 
+def _refuse(place: Place, fence: Fence | None, options: Options) -> None:
+    """Nothing was written: say why, unless it is because of a unique key."""
+    if fence is not None:
+        _check(place, fence)
+    if options.reference is not None:
+        raise DuplicateReference(*options.reference)
+
+
 def _check(place: Place, fence: Fence) -> None:
     """What a superseded attempt enqueues is refused, as every other write of it."""
     if not place.rows(inserting.fence(), _fence_parameters(fence)):
@@ -203,6 +218,12 @@ def _is_later(options: Options) -> bool:
     if options.run_at is not None:
         return options.run_at > datetime.now(UTC)
     return options.delay is not None and options.delay > timedelta(0)
+
+
+def _from_now(options: Options) -> dict[str, timedelta]:
+    """What is counted from the database's clock."""
+    given = {"delay": options.delay, "ttl": options.ttl}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _place(application: Application, home: Home, options: Options) -> Place:
@@ -276,9 +297,11 @@ def _of_call(index: int, error: InvalidPayload) -> InvalidPayload:
     return InvalidPayload(f"[{index}].{error.argument}" if error.argument else f"[{index}]", error.problem, instead=error.hint)
 
 
-def _insert(place: Place, columns: dict[str, Any], delay: timedelta | None, texts: list[str]) -> list[int]:
-    statement = inserting.insert_many(tuple(columns), delayed=delay is not None, unique=False)
-    parameters = columns if delay is None else {**columns, "delay": delay}
+def _insert(place: Place, columns: dict[str, Any], options: Options, texts: list[str]) -> list[int]:
+    statement = inserting.insert_many(
+        tuple(columns), delayed=options.delay is not None, unique=False, expiring=options.ttl is not None
+    )
+    parameters = {**columns, **_from_now(options)}
     ids: list[int] = []
     with place.together():
         for start in range(0, len(texts), ROWS_PER_INSERT):
@@ -288,17 +311,18 @@ def _insert(place: Place, columns: dict[str, Any], delay: timedelta | None, text
     return ids
 
 
-def _allocate(place: Place, count: int, delay: timedelta | None) -> tuple[Sequence[int], datetime | None]:
-    parameters = {"count": count} if delay is None else {"count": count, "delay": delay}
-    first, last, scattered, run_at = place.rows(inserting.allocate_ids(delayed=delay is not None), parameters)[0]
-    return scattered or range(first, last + 1), run_at
+def _allocate(place: Place, count: int, from_now: Mapping[str, timedelta]) -> tuple[Sequence[int], dict[str, datetime]]:
+    """Ids, and the instants by the database's clock."""
+    statement = inserting.allocate_ids(delayed="delay" in from_now, expiring="ttl" in from_now)
+    first, last, scattered, run_at, expires_at = place.rows(statement, {"count": count, **from_now})[0]
+    instants = {"run_at": run_at, "expires_at": expires_at}
+    return scattered or range(first, last + 1), {name: instant for name, instant in instants.items() if instant is not None}
 
 
-def _copy(place: Place, columns: dict[str, Any], delay: timedelta | None, texts: Iterable[str], count: int) -> Sequence[int]:
+def _copy(place: Place, columns: dict[str, Any], options: Options, texts: Iterable[str], count: int) -> Sequence[int]:
     with place.together() as connection:
-        ids, run_at = _allocate(place, count, delay)
-        if run_at is not None:
-            columns = {**columns, "run_at": run_at}
+        ids, instants = _allocate(place, count, _from_now(options))
+        columns = {**columns, **instants}
         suffix = "".join("\t" + inserting.copy_field(_as_text(value)) for value in columns.values())
         # JSON escapes control characters itself, so that the backslash is all that COPY would misread.
         lines = (f"{job_id}\t{text.replace(_BACKSLASH, _ESCAPED)}{suffix}\n" for job_id, text in zip(ids, texts, strict=True))
@@ -316,11 +340,13 @@ def _insert_unique(
     texts = list(_texts(bound, limit))
     keys = [unique if isinstance(unique, str) else payload.unique_key(arguments) for arguments in bound]
     first_call = {key: index for index, key in reversed(list(enumerate(keys)))}
-    statement = inserting.insert_many(tuple(columns), delayed=options.delay is not None, unique=True)
+    statement = inserting.insert_many(
+        tuple(columns), delayed=options.delay is not None, unique=True, expiring=options.ttl is not None
+    )
     known: dict[str, int] = {}
     created = 0
     with place.together():
-        numbers, _ = _allocate(place, len(keys), None)
+        numbers, _ = _allocate(place, len(keys), {})
         # Sorted, so that two callers with the same keys wait for each other instead of deadlocking; the ids keep the calls' order.
         missing = sorted(first_call)
         for _ in range(UNIQUE_TRIES):
@@ -332,7 +358,7 @@ def _insert_unique(
                     "args_list": inserting.array_literal(texts[first_call[key]] for key in chunk),
                     "unique_keys": literal,
                     "ids": [numbers[first_call[key]] for key in chunk],
-                    **({} if options.delay is None else {"delay": options.delay}),
+                    **_from_now(options),
                 }
                 rows = place.rows(statement, parameters)
                 created += len(rows)

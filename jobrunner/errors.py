@@ -6,7 +6,6 @@ It must not import anything of ours, nor know about SQLAlchemy, psycopg or Flask
 from __future__ import annotations
 
 import difflib
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -117,6 +116,16 @@ class DuplicateJob(EnqueueError):
         self.job_id, self.unique_key = job_id, unique_key
 
 
+class DuplicateReference(EnqueueError):
+    """Another job has been given that reference; nothing was written. `space` and `key` are the reference."""
+
+    hint = "take another key, find that job with References(jobs.database).find(space, key), or drop the reference first"
+
+    def __init__(self, space: str, key: str) -> None:
+        super().__init__(f"reference {key!r} of {space!r} is given to a job already")
+        self.space, self.key = space, key
+
+
 class JobNotFound(JobrunnerError):
     """No live or finished job has that id. `was_given`: the id has been given to a job, which may have been removed by retention."""
 
@@ -129,6 +138,16 @@ class JobNotFound(JobrunnerError):
         else:
             super().__init__(f"no job {job_id}", hint="finished jobs are kept until retention drops them; list with: jobrunner jobs list")
         self.job_id = job_id
+
+
+class GroupNotFound(JobrunnerError):
+    """No group of that name is subscribed to the topic."""
+
+    hint = "see:   jobrunner topics list"
+
+
+class JobExpired(JobrunnerError):
+    """Recorded as the error type of a job that was cancelled because nobody began it before its `expires_at`."""
 
 
 class ResultExpired(JobNotFound):
@@ -170,11 +189,12 @@ class LeaseLost(JobrunnerError):
         self.job_id, self.lease = job_id, lease
 
 
-class _RemoteTraceback(Exception):
-    """Stands for the exception in the worker: its text is the traceback from there, so that an uncaught JobFailed prints it."""
+class RemoteTraceback(Exception):
+    """Stands for the exception in the worker as a cause: its text is the traceback from there, `tb`, which an uncaught error prints."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
+        self.tb = text
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0].rstrip()}\n"""'
@@ -207,7 +227,7 @@ class JobFailed(JobrunnerError):
         self.job_id, self.state = job_id, state
         self.error_type, self.message, self.traceback, self.exit_cause = error_type, message, traceback, exit_cause
         if traceback:
-            self.__cause__ = _RemoteTraceback(traceback)
+            self.__cause__ = RemoteTraceback(traceback)
 
 
 class JobCancelled(JobrunnerError):
@@ -245,8 +265,8 @@ class SoftTimeLimitExceeded(JobrunnerError):
     Caught, it is as if it had not been; let through, it ends the attempt as any exception does.
     """
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"ran longer than its soft_time_limit of {seconds:g} s")
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(f"ran longer than its soft_time_limit of {seconds:g} s" if seconds else "ran longer than its soft_time_limit")
         self.seconds = seconds
 
 
@@ -268,75 +288,6 @@ class ProcessLimitExceeded(JobrunnerError):
 
 class WorkerProcessDied(JobrunnerError):
     """Recorded as the error type of an attempt whose process died: killed by a signal, `os._exit`, out of memory."""
-
-
-class JobControl(BaseException):
-    """Base of what task code raises to steer its own job.
-
-    A BaseException on purpose: `except Exception` in task code must not swallow it. Caught only by the executor.
-    """
-
-
-class Retry(JobControl):
-    """End this attempt and try again, after `delay` or, when None, after the job's own backoff. Uses up an attempt.
-
-    Args:
-        message: kept in the attempts record.
-        delay: seconds or timedelta, not negative.
-    """
-
-    def __init__(self, message: str = "", *, delay: float | timedelta | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.delay = None if delay is None else _positive(delay, "Retry")
-
-
-class Snooze(JobControl):
-    """End this attempt and run the job again after `delay`; no attempt is used up."""
-
-    def __init__(self, delay: float | timedelta, message: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.delay = _positive(delay, "Snooze")
-
-
-class Cancel(JobControl):
-    """End the job as cancelled: not an error, never retried."""
-
-    def __init__(self, message: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-
-
-class Fail(JobControl):
-    """End the job as failed now, whatever attempts are left."""
-
-    def __init__(self, message: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-
-
-class JobStopped(JobControl):
-    """Raised in a task that was asked to stop and did not: by a cancel, or by a shutdown whose time of grace is over.
-
-    `raise_if_stopping()` raises it too. Let through, a cancelled job ends as cancelled, and one that a deploy stops goes back to
-    the queue without using up an attempt; its last checkpoint is there when it runs again.
-
-    Attributes:
-        reason: `cancelled`, `deploy`, or `superseded` when another attempt of the job runs by now.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the job was asked to stop: {reason}")
-        self.message = str(self)
-        self.reason = reason
-
-
-def _positive(delay: float | timedelta, what: str) -> timedelta:
-    value = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
-    if value < timedelta(0):
-        raise ValueError(f"{what}(delay={delay!r}): a delay cannot be negative")
-    return value
 
 
 class EmbeddedError(JobrunnerError):

@@ -8,19 +8,25 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 import click
-from flask import Flask  # noqa: TC002  this module is where Flask is needed
+from flask import Flask, current_app, has_app_context, request, request_started
 
 from jobrunner.errors import ConfigurationError
+from jobrunner.hosting.host import Host
+from jobrunner.hosting.setting import find_grace
 from jobrunner.settings import OFF_WORDS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jobrunner.app import JobRunner
 
 EXTENSION = "jobrunner"
+_DOOR = "jobrunner-embedded-worker"
 
 
 class _Jobs(click.Group):
@@ -40,7 +46,8 @@ def init(app: Flask, jobs: JobRunner) -> None:
     """Connect an app and a JobRunner; what `JobRunner.init_app` does.
 
     Config keys: `JOBRUNNER_DSN` (else `SQLALCHEMY_DATABASE_URI`), `JOBRUNNER_MAX_PAYLOAD_BYTES`, `JOBRUNNER_MAX_RESULT_BYTES`,
-    `JOBRUNNER_WAKEUPS`. The first two are read when the database is first used, so they may be set after this call.
+    `JOBRUNNER_WAKEUPS`, `JOBRUNNER_EMBEDDED_WORKER`. The first two are read when the database is first used, so they may be set after
+    this call; the last is read once more at the first request.
 
     Raises:
         ConfigurationError: the app has another JobRunner, or a value is malformed.
@@ -57,8 +64,44 @@ def init(app: Flask, jobs: JobRunner) -> None:
     if jobs.app is not app:
         jobs.app = app
         jobs.close()  # another app, another database
+    if jobs.find_embedded_worker() is not None:  # what is malformed is refused here rather than in a request
+        find_grace(app.config, development=app.debug)
+    if _DOOR not in app.extensions:
+        app.extensions[_DOOR] = _Door(app, Host(app, jobs, _of_flask_cli()))
     app.cli.add_command(jobs_group)
     os.register_at_fork(after_in_child=functools.partial(_forget_connections, weakref.ref(app)))
+
+
+def active_config() -> Mapping[str, Any]:
+    """The config of the app whose context is active; empty outside of any."""
+    return current_app.config if has_app_context() else {}
+
+
+def active_session() -> Any:
+    """The `db.session` of Flask-SQLAlchemy of the app whose context is active, or None."""
+    extension = current_app.extensions.get("sqlalchemy") if has_app_context() else None
+    return getattr(extension, "session", None)
+
+
+class _Door:
+    """Where requests come in; its host is told of them until it knows that this process serves."""
+
+    def __init__(self, app: Flask, host: Host) -> None:
+        self._host = host
+        request_started.connect(self._on_request, app)  # which the signal does not keep alive, and the app does
+        host.look_around()
+
+    def _on_request(self, app: Flask, **_: Any) -> None:
+        if self._host.notice(request.environ):
+            request_started.disconnect(self._on_request, app)
+
+
+def _of_flask_cli() -> str | None:
+    """What `flask --app`, or FLASK_APP, was given, in a command of `flask`."""
+    context = click.get_current_context(silent=True)
+    cli = sys.modules.get("flask.cli")
+    info = context.find_object(cli.ScriptInfo) if context is not None and cli is not None else None
+    return info.app_import_path if info is not None else None
 
 
 def _forget_connections(app_ref: weakref.ref[Flask]) -> None:

@@ -15,8 +15,8 @@ from jobrunner.errors import JobCancelled, JobFailed, JobNotFound, ResultExpired
 from jobrunner.states import FINISHED, State
 
 if TYPE_CHECKING:
+    from jobrunner.database import Database
     from jobrunner.looking import Row
-    from jobrunner.store import Database
     from jobrunner.tasks import Registry
 
 R = TypeVar("R")
@@ -117,9 +117,9 @@ class Job(Generic[R]):
             raise JobCancelled(self.id)
         if row.state != State.SUCCEEDED:
             raise JobFailed(self.id, row.state, row.error_type, row.error, row.traceback, row.exit_cause)
-        annotation = self._owner.registry[row.task].result_annotation if row.task in self._owner.registry else Any
+        task = self._owner.registry.find(row.task)
         value = None if row.result is None else json.loads(row.result)
-        return payload.decode_result(annotation, value)  # type: ignore[no-any-return]
+        return payload.decode_result(Any, value) if task is None else task.decode_result(value)  # type: ignore[no-any-return]
 
     def cancel(self) -> Literal["cancelled", "requested"]:
         """Cancel the job if it waits, or ask it to stop if it runs.

@@ -22,6 +22,7 @@ class ClaimedJob(NamedTuple):
         suspect: the job's start must be on record before it runs, because a crash more could quarantine it.
         limits: JSON text with `soft_ms`, `cpu_ms`, `memory` (bytes), `output` (bytes), `processes`; None for a job without any.
         checkpoint: JSON text that an earlier attempt left, or None.
+        ordering_key: no other job of its queue with the same key runs meanwhile; None for the many that have none.
     """
 
     id: int
@@ -36,14 +37,62 @@ class ClaimedJob(NamedTuple):
     suspect: bool
     limits: str | None = None
     checkpoint: str | None = None
+    ordering_key: str | None = None
+
+
+class Floor(NamedTuple):
+    """The last key claimed in one (queue, priority): the next claim starts behind it."""
+
+    run_at: datetime
+    id: int
+
+
+class Walk(NamedTuple):
+    """Which ordering keys of a queue a claim looks at.
+
+    Attributes:
+        behind: the walk goes on behind this key; empty text is before the first.
+        keys: so many of them, at most; 0 for no walk.
+        given: keys that are looked at in any case.
+    """
+
+    behind: str = ""
+    keys: int = 0
+    given: tuple[str, ...] = ()
+
+
+class Walked(NamedTuple):
+    """What a claim found on its walk over ordering keys.
+
+    Attributes:
+        jobs: what it took.
+        last_key: where the walk ended; None when there was no key.
+        key_count: how many keys it passed; as many as it might: there may be more behind.
+        due_in_ms: how soon the first job is due that is the next of its key and waits for its time; None when there is none.
+    """
+
+    jobs: list[ClaimedJob]
+    last_key: str | None
+    key_count: int
+    due_in_ms: int | None
 
 
 class Due(NamedTuple):
-    """One queue and priority that holds queued jobs, and how soon the first is due, in milliseconds (0: now)."""
+    """One queue and priority that holds queued jobs, and how soon the first is due, in milliseconds (0: now).
+
+    Without a priority: a queue that holds jobs with an ordering key.
+    """
 
     queue: str
-    priority: int
+    priority: int | None
     due_in_ms: int
+
+
+class LostWorker(NamedTuple):
+    """A worker whose lease has expired."""
+
+    id: int
+    name: str
 
 
 class Held(NamedTuple):

@@ -16,6 +16,8 @@ from json import JSONEncoder
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from jobrunner.travelling import advice
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -300,6 +302,8 @@ def is_orm_object(value: object) -> bool:
 
 def describe_unfit(value: object) -> str:
     """The problem with a value that JSON has no form for."""
+    if (said := advice(value)) is not None:
+        return said.problem
     if is_orm_object(value):
         return f"is a database object ({type_name(value)}), which belongs to this session only"
     return f"is of type {type_name(value)}, which JSON cannot hold"
@@ -307,10 +311,12 @@ def describe_unfit(value: object) -> str:
 
 def what_instead(value: object) -> str:
     """What to pass in place of it."""
+    if (said := advice(value)) is not None:
+        return said.instead
     if is_orm_object(value):
         return "pass the id, and load the object in the task"
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return "pass base64 text, or store the bytes and pass their id or path"
+        return "annotate the parameter, pass base64 text, or store the bytes and pass their id or path"
     return "pass an id, a path or plain data (text, numbers, lists, dicts)"
 
 

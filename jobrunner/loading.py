@@ -50,6 +50,8 @@ def load(spec: str | None = None) -> JobRunner:
     found = _named(module, attribute, chosen, origin) if attribute else _searched(module, chosen, origin)
     if found is None:
         raise AppImportError(f'app "{chosen}"{origin} has no JobRunner', hint=_NO_JOBRUNNER)
+    with _importing(chosen, origin):
+        found.lifecycle.loaded()
     return found
 
 
@@ -62,6 +64,23 @@ def find_jobrunner(source: object) -> JobRunner:
     found = _jobrunner_of(source)
     if found is None:
         raise ConfigurationError(f"{source!r} has no JobRunner", hint=_NO_JOBRUNNER)
+    return found
+
+
+def adopt(app: object, spec: str | None = None) -> JobRunner:
+    """The JobRunner of an application that somebody else, such as `flask`, has imported for a command; as `load` in all else.
+
+    Args:
+        app: the Flask app.
+        spec: what it was imported by, for messages.
+
+    Raises:
+        ConfigurationError: it has no JobRunner.
+        AppImportError: what it does once it is imported failed, such as the import of its task modules.
+    """
+    found = find_jobrunner(app)
+    with _importing(spec or str(getattr(app, "import_name", app)), ""):
+        found.lifecycle.loaded()
     return found
 
 
@@ -155,13 +174,14 @@ def _searched(module: ModuleType, spec: str, origin: str) -> JobRunner | None:
 
 
 def _only(module: ModuleType, spec: str) -> JobRunner | None:
-    found = {id(value): (name, value) for name, value in vars(module).items() if _is_jobrunner(value)}
+    values = {name: _held_by(value) for name, value in vars(module).items()}
+    found = {id(value): (name, value) for name, value in values.items() if value is not None}
     if len(found) > 1:
         names = " and ".join(name for name, _ in found.values())
         raise AppImportError(
             f'app "{spec}" has several JobRunners: {names}', hint=f"say which: --app {module.__name__}:{next(iter(found.values()))[0]}"
         )
-    return cast("JobRunner", next(iter(found.values()))[1]) if found else None
+    return next(iter(found.values()))[1] if found else None
 
 
 def _candidates(module: ModuleType) -> str:
@@ -190,9 +210,25 @@ def _attribute(value: object, name: str) -> Any:
 def _jobrunner_of(value: Any) -> JobRunner | None:
     if isinstance(value, type):
         return None
+    if not _is_flask(value):
+        return _held_by(value)
+    own = value.extensions.get("jobrunner")
+    if own is not None:
+        return _held_by(own)
+    for extension in value.extensions.values():
+        if (found := _held_by(extension)) is not None:
+            found.init_app(value)  # what holds it does not know the app: its jobs get the app's context and its database
+            return found
+    return None
+
+
+def _held_by(value: Any) -> JobRunner | None:
+    """A JobRunner itself, or that of an object that holds one, such as an app of `jobrunner.compat.celery`."""
+    if isinstance(value, type):
+        return None
     if not _is_jobrunner(value):
-        value = value.extensions.get("jobrunner") if _is_flask(value) else None
-    return cast("JobRunner", value) if value is not None and _is_jobrunner(value) else None
+        value = _attribute(value, "__jobrunner__") if hasattr(type(value), "__jobrunner__") else None
+    return cast("JobRunner", value) if _is_jobrunner(value) else None
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from psycopg import errors as pg
 
 from jobrunner.connecting import connect, explain, plan_once
 from jobrunner.errors import DatabaseUnreachable, SchemaMissing
+from jobrunner.settings import CALL
 from jobrunner.states import State
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 100  # jobs whose results are read by one query: a result may be a megabyte
 
 # The array that the planner cannot count keeps each of them on the primary keys, whatever the statistics say.
-_LIVE = "/* jobrunner:waiting */ SELECT id FROM jobrunner.jobs WHERE id = ANY (ARRAY(SELECT unnest(%(ids)s::bigint[])))"
+_LIVE = "/* jobrunner:waiting */ SELECT id, state = 'running' FROM jobrunner.jobs WHERE id = ANY (ARRAY(SELECT unnest(%(ids)s::bigint[])))"
 # Live and finished jobs in one snapshot: a job that is retried is on its way from one table to the other, never in neither.
 _ROWS = (
-    "/* jobrunner:finished */ SELECT id, state, task, result::text, error_type, error "
+    "/* jobrunner:finished */ SELECT id, state, task, result::text, error_type, error, "  # noqa: S608  constants
+    f"CASE WHEN task = '{CALL}' AND state = 'failed' THEN checkpoint::text END "
     "FROM jobrunner.v_jobs WHERE id = ANY (ARRAY(SELECT unnest(%(ids)s::bigint[])))"
 )
 # LIMIT keeps it a probe of the primary key for each job: a job may have thousands of attempts, each with a long traceback.
@@ -47,6 +49,7 @@ class Row(NamedTuple):
         result: JSON text or None.
         traceback: of the last attempt, when the job failed or was quarantined.
         exit_cause: the same.
+        checkpoint: JSON text, of a call that failed: what its exception carried.
     """
 
     id: int
@@ -57,14 +60,20 @@ class Row(NamedTuple):
     error: str | None
     traceback: str | None = None
     exit_cause: str | None = None
+    checkpoint: str | None = None
 
 
 class Looker:
-    """Asks one database. Used by one thread; a lost connection is opened again by the next question."""
+    """Asks one database. Used by one thread; a lost connection is opened again by the next question.
+
+    Attributes:
+        running: those of the last `look` that were running.
+    """
 
     def __init__(self, dsn: Dsn) -> None:
         self._dsn = dsn
         self._connection: psycopg.Connection[Any] | None = None
+        self.running: list[int] = []
 
     @property
     def connected(self) -> bool:
@@ -78,11 +87,12 @@ class Looker:
             DatabaseUnreachable, psycopg.OperationalError, psycopg.InterfaceError: no answer (`UNANSWERED`); ask again later.
             SchemaMissing: the database is not ours.
         """
-        live = {job_id for (job_id,) in self._ask(_LIVE, {"ids": _array(ids)})}
+        live = dict(self._ask(_LIVE, {"ids": _array(ids)}))
+        self.running = [job_id for job_id, is_running in live.items() if is_running]
         wanted = [job_id for job_id in ids if job_id not in live or job_id in last]
         for start in range(0, len(wanted), ROWS_AT_ONCE):
             chunk = wanted[start : start + ROWS_AT_ONCE]
-            rows = {row[0]: Row._make((*row, None, None)) for row in self._ask(_ROWS, {"ids": _array(chunk)})}
+            rows = {row[0]: Row._make((*row[:-1], None, None, row[-1])) for row in self._ask(_ROWS, {"ids": _array(chunk)})}
             self._add_attempts(rows)
             for job_id in chunk:
                 yield job_id, rows.get(job_id)

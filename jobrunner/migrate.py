@@ -9,7 +9,6 @@ import contextlib
 import functools
 import io
 import logging
-import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import DeadlockDetected, InsufficientPrivilege, LockNotAvailable, ReadOnlySqlTransaction
 from sqlalchemy.exc import DBAPIError
 
-from jobrunner import schema
+from jobrunner import jitter, schema
 from jobrunner.drift import Expected
 from jobrunner.drift import differences as compare
 from jobrunner.errors import ConfigurationError, SchemaError, SchemaMissing, SchemaOutdated, SchemaTooNew
@@ -319,7 +318,7 @@ def _run_patiently(connection: sa.Connection, revision: str, guard: sa.Connectio
 
 
 def _pause(seconds: tuple[float, float]) -> None:
-    time.sleep(random.uniform(*seconds))  # noqa: S311  spreads processes, guards nothing
+    time.sleep(jitter.between(*seconds))  # spreads processes
 
 
 def _locked_out(guard: sa.Connection) -> SchemaError:

@@ -267,7 +267,7 @@ def _encoded(value: object, max_bytes: int, what: str, verb: str, instead_of_lar
     try:
         text, size = jsonvalues.checked_text(jsonvalues.plain(value, rich=True))
     except Refusal as refusal:
-        instead = refusal.instead.replace("pass ", f"{verb} ").replace("passing", f"{verb}ing")
+        instead = refusal.instead.replace("annotate the parameter, ", "").replace("pass ", f"{verb} ").replace("passing", f"{verb}ing")
         raise InvalidPayload(refusal.path(what), _with_advice(refusal.problem, instead)) from None
     except Exception as error:
         raise InvalidPayload(what, _with_advice(f"cannot be read: {type(error).__name__}", f"{verb} plain data")) from error

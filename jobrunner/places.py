@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from jobrunner.commits import Hint
+    from jobrunner.database import Database
     from jobrunner.inserting import Statement
-    from jobrunner.store import Database
 
 
 class OwnTransaction:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -61,8 +61,12 @@ class EnqueueOptions(PolicyOptions, total=False):
 
     delay: Duration | None
     run_at: datetime | None
+    ordering_key: str | None
+    expires_at: datetime | None
+    ttl: Duration | None
     meta: Mapping[str, Any] | None
     parent_id: int | None
+    reference: tuple[str, str] | None
     session: Any
     connection: Any
 
@@ -173,6 +177,8 @@ class Options:
         run_at: or the moment of the first attempt.
         session: a Session, scoped_session or function that gives one; DEFAULT_SESSION is the app's own default.
         connection: a SQLAlchemy Connection.
+        reference: a space and a key in it, by which others find the job.
+        ttl: pause after which the job is not begun any more, added to the database's clock.
     """
 
     policy: Policy
@@ -181,29 +187,37 @@ class Options:
     run_at: datetime | None = None
     session: Any = None
     connection: Any = None
+    ttl: timedelta | None = None
+    reference: tuple[str, str] | None = None
 
     def with_values(self, given: Mapping[str, Any]) -> Options:
         """The same options with checked values in place of some. Raises ConfigurationError naming the parameter."""
-        # Only where to write, as for each job of a request: nothing of the row changes.
+        # Only where to write or a reference, as for each job of a request: nothing of the row changes.
         policy, columns = (self.policy, self.columns) if given.keys() <= _PLACES else self._row_with(given)
         delay = checks.delay(given["delay"]) if "delay" in given else self.delay
         run_at = checks.run_at(given["run_at"]) if "run_at" in given else self.run_at
         if delay is not None and run_at is not None:
             raise ConfigurationError("options(delay=…, run_at=…): give one of the two")
+        ttl = checks.ttl(given["ttl"]) if "ttl" in given else self.ttl
+        if ttl is not None and "expires_at" in columns:
+            raise ConfigurationError("options(expires_at=…, ttl=…): give one of the two")
         session, connection = given.get("session", self.session), given.get("connection", self.connection)
         if connection is not None and "session" not in given and session is DEFAULT_SESSION:
             session = None  # the connection named here wins over the app's default session
         if session is not None and connection is not None:
             raise ConfigurationError("options(session=…, connection=…): give one of the two")
-        return Options(policy, columns, delay, run_at, session, connection)
+        reference = checks.reference(given["reference"]) if "reference" in given else self.reference
+        if reference is not None and policy.unique:
+            raise ConfigurationError(
+                f"options(reference={reference!r}): the task is unique, so that its enqueue may give a job that is there already",
+                hint="a reference is unique by itself: options(unique=False, reference=…)",
+            )
+        return Options(policy, columns, delay, run_at, session, connection, ttl, reference)
 
     def _row_with(self, given: Mapping[str, Any]) -> tuple[Policy, Mapping[str, object]]:
         policy = self.policy.with_values({name: value for name, value in given.items() if name not in _OWN}, "options")
-        kept = {name: self.columns[name] for name in ("meta", "parent_id") if name in self.columns}
-        if "meta" in given:
-            kept["meta"] = checks.meta(given["meta"])
-        if "parent_id" in given:
-            kept["parent_id"] = checks.parent_id(given["parent_id"])
+        kept = {name: self.columns[name] for name in _OWN_COLUMNS if name in self.columns}
+        kept |= {name: check(given[name]) for name, check in _OWN_COLUMNS.items() if name in given}
         columns = {**policy.columns(), **{name: value for name, value in kept.items() if value is not None}}
         return policy, MappingProxyType(columns)
 
@@ -216,8 +230,12 @@ class _DefaultSession:
 DEFAULT_SESSION = _DefaultSession()
 DEFAULT_POLICY = Policy()
 COLUMNS = tuple(field.name for field in dataclasses.fields(Policy) if field.name != "unique")
-_PLACES = frozenset({"session", "connection"})
-_OWN = _PLACES | {"delay", "run_at", "meta", "parent_id"}
+_PLACES = frozenset({"session", "connection", "reference"})
+# Of one job and not of its task.
+_OWN_COLUMNS: Mapping[str, Callable[[Any], object]] = {
+    "meta": checks.meta, "parent_id": checks.parent_id, "ordering_key": checks.ordering_key, "expires_at": checks.expires_at,
+}  # fmt: skip
+_OWN = _PLACES | {"delay", "run_at", "ttl", *_OWN_COLUMNS}
 
 
 def _check_together(policy: Policy, given: Mapping[str, object], where: str) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from psycopg import Error
 
 from jobrunner import clock
+from jobrunner.database import Database
 from jobrunner.errors import ConfigurationError, DatabaseUnreachable
 from jobrunner.settings import Dsn
-from jobrunner.store import Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

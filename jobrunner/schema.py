@@ -28,7 +28,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, OID
 
+from jobrunner import topicschema
+from jobrunner.brokertables import add_broker_tables
 from jobrunner.histograms import BUCKETS
+from jobrunner.referenceschema import add_reference_table
 from jobrunner.settings import SCHEMA
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ metadata = MetaData(schema=SCHEMA)
 _AT = DateTime(timezone=True)
 _NOW = text("now()")
 
-_LIMITS: tuple[tuple[str, type[TypeEngine[Any]]], ...] = (
+_LATER: tuple[tuple[str, type[TypeEngine[Any]] | TypeEngine[Any]], ...] = (
     ("soft_time_limit", Interval),
     ("cpu_limit", Interval),
     ("memory_limit", BigInteger),
@@ -49,6 +52,8 @@ _LIMITS: tuple[tuple[str, type[TypeEngine[Any]]], ...] = (
     ("progress", REAL),
     ("progress_text", Text),
     ("checkpoint", JSONB),
+    ("ordering_key", Text),
+    ("expires_at", _AT),
 )
 
 
@@ -86,7 +91,7 @@ def _identity_columns(*, live: bool) -> list[Column[object]]:
         Column("last_error_at", _AT),
         Column("worker_id", BigInteger),
         Column("started_at", _AT),
-        *(Column(name, kind) for name, kind in _LIMITS),
+        *(Column(name, kind) for name, kind in _LATER),
     ]
     return columns
 
@@ -95,7 +100,7 @@ def _identity_columns(*, live: bool) -> list[Column[object]]:
 INSERTABLE = (
     "task", "args", "queue", "priority", "tags", "meta", "parent_id", "unique_key", "run_at",
     "max_attempts", "backoff", "backoff_base", "backoff_cap", "backoff_jitter", "max_crashes", "time_limit",
-    "soft_time_limit", "cpu_limit", "memory_limit", "memory_limit_on_retry", "output_limit", "max_processes",
+    "soft_time_limit", "cpu_limit", "memory_limit", "memory_limit_on_retry", "output_limit", "max_processes", "ordering_key", "expires_at",
 )  # fmt: skip
 
 jobs = Table(
@@ -130,10 +135,21 @@ jobs = Table(
     CheckConstraint("soft_time_limit <= time_limit", name="jobs_soft_below_hard"),
     CheckConstraint("memory_limit_on_retry >= 1 and memory_limit_on_retry <= 1000", name="jobs_memory_on_retry"),
     CheckConstraint("progress >= 0 and progress <= 1", name="jobs_progress"),
+    CheckConstraint("char_length(ordering_key) >= 1 and char_length(ordering_key) <= 500", name="jobs_ordering_key"),
+    CheckConstraint("expires_at >= '1970-01-01 00:00+00' and expires_at < '9999-01-01 00:00+00'", name="jobs_expires_at"),
     CheckConstraint("run_at >= '1970-01-01 00:00+00' and run_at < '9999-01-01 00:00+00'", name="jobs_run_at"),
 )
 Index("jobs_claim", jobs.c.queue, jobs.c.priority, jobs.c.run_at, jobs.c.id, postgresql_where=text("state = 'queued'"))
 Index("jobs_running", jobs.c.worker_id, postgresql_where=text("state = 'running'"))
+Index("jobs_ordered", jobs.c.queue, jobs.c.ordering_key, jobs.c.id, postgresql_where=text("ordering_key is not null"))
+Index(
+    "jobs_ordered_running",
+    jobs.c.queue,
+    jobs.c.ordering_key,
+    unique=True,
+    postgresql_where=text("state = 'running' and ordering_key is not null"),
+)
+Index("jobs_expiring", jobs.c.expires_at, postgresql_where=text("state = 'queued' and expires_at is not null"))
 Index("jobs_unique", jobs.c.task, jobs.c.unique_key, unique=True, postgresql_where=text("unique_key is not null"))
 
 job_history = Table(
@@ -232,17 +248,12 @@ workers = Table(
     Column("running", JSONB),
     PrimaryKeyConstraint("id", name="workers_pkey"),
     CheckConstraint("(pool is null) = (pool_slot is null) and pool_slot >= 1", name="workers_pool"),
-    CheckConstraint("kind in ('daemon', 'cron', 'drain', 'embedded', 'test')", name="workers_kind"),
+    CheckConstraint("kind in ('daemon', 'cron', 'drain', 'embedded', 'test', 'consumer')", name="workers_kind"),
 )
 Index("workers_alive", workers.c.lease_expires_at, postgresql_where=text("stopped_at is null"))
 Index("workers_stopped", workers.c.stopped_at, postgresql_where=text("stopped_at is not null"))
-Index(
-    "workers_pool_slot",
-    workers.c.pool,
-    workers.c.pool_slot,
-    unique=True,
-    postgresql_where=text("pool is not null and stopped_at is null"),
-)
+_POOLED = text("pool is not null and stopped_at is null")
+Index("workers_pool_slot", workers.c.pool, workers.c.pool_slot, unique=True, postgresql_where=_POOLED)
 
 job_logs = Table(
     "job_logs",
@@ -379,4 +390,8 @@ upkeep_turn = Table(
     CheckConstraint("id = 1", name="upkeep_turn_one"),
 )
 
-PARTITIONED = ("job_history", "job_attempts", "job_logs", "rollup_minute")
+add_reference_table(metadata)
+topicschema.add_tables(metadata)
+add_broker_tables(metadata)
+
+PARTITIONED = ("job_history", "job_attempts", "job_logs", "rollup_minute", "events")

@@ -50,6 +50,7 @@ def _of(*states: State) -> frozenset[State]:
 
 TRANSITIONS: tuple[Transition, ...] = (
     Transition("claim", _of(State.QUEUED), State.RUNNING, fenced=False, by="worker"),
+    Transition("claim_ordered", _of(State.QUEUED), State.RUNNING, fenced=False, by="worker"),
     Transition("start", _of(State.RUNNING), State.RUNNING, fenced=True, by="worker"),
     Transition("progress", _of(State.RUNNING), State.RUNNING, fenced=True, by="worker"),
     Transition("succeed", _of(State.RUNNING), State.SUCCEEDED, fenced=True, by="worker"),
@@ -63,9 +64,11 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition("rescue", _of(State.RUNNING), State.QUEUED, fenced=False, by="pool"),
     Transition("rescue_quarantine", _of(State.RUNNING), State.QUARANTINED, fenced=False, by="pool"),
     Transition("rescue_abort", _of(State.RUNNING), State.CANCELLED, fenced=False, by="pool"),
+    Transition("expire", _of(State.QUEUED), State.CANCELLED, fenced=False, by="pool"),
     Transition("cancel", _of(State.QUEUED), State.CANCELLED, fenced=False, by="operator"),
     Transition("request_cancel", _of(State.RUNNING), State.RUNNING, fenced=False, by="operator"),
     Transition("run_now", _of(State.QUEUED), State.QUEUED, fenced=False, by="operator"),
+    Transition("redrive", _of(State.FAILED, State.QUARANTINED), State.QUEUED, fenced=False, by="operator"),
     Transition("requeue", _of(State.FAILED, State.CANCELLED, State.QUARANTINED), State.QUEUED, fenced=False, by="operator"),
 )
 

@@ -1,7 +1,6 @@
 """Owns every read and write of job state: the statements of `sql/`, run on one psycopg connection.
 
-It must not decide anything (the statements' guards do) nor keep state between calls. `Database` is the pooled way in for
-applications; a worker opens its own connections.
+It must not decide anything (the statements' guards do) nor keep state between calls.
 """
 
 from __future__ import annotations
@@ -9,16 +8,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import sqlalchemy as sa
 from psycopg import errors as pg
 
 from jobrunner import arrays, clock, statements
-from jobrunner.connecting import allow_preparing, patience, prepare_if_asked
 from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
-from jobrunner.jobs import ClaimedJob, Due, Ending, Held, Outcome, Registered, Remains, Succeeded
-from jobrunner.ready import Ready
+from jobrunner.jobs import ClaimedJob, Due, Ending, Held, LostWorker, Outcome, Registered, Remains, Succeeded, Walked
 from jobrunner.states import sources_of
 
 if TYPE_CHECKING:
@@ -28,10 +24,10 @@ if TYPE_CHECKING:
 
     from psycopg import Connection, Cursor
 
-    from jobrunner.jobs import Leaving, LogLine, Note, WorkerCounts, WorkerSight
-    from jobrunner.settings import Dsn
+    from jobrunner.jobs import Floor, Leaving, LogLine, Note, Walk, WorkerCounts, WorkerSight
 
 UNGATED = 9  # jobs that a claim may take however many others claim; `claim.sql` has the next number
+_WALKED = 3  # columns that `claim_ordered.sql` gives before those of the job
 FROM_THE_START = (datetime(1969, 12, 31, tzinfo=UTC), 0)  # a floor below every key that the CHECK on run_at allows
 
 # After which statements a batch of each ending is through; each takes what the one before it left. `abort` comes last because a
@@ -46,22 +42,12 @@ _SEQUENCES: dict[Ending, tuple[str, ...]] = {
 }
 
 
-class Floor(NamedTuple):
-    """The last key claimed in one (queue, priority): the next claim starts behind it."""
-
-    run_at: datetime
-    id: int
-
-
-class LostWorker(NamedTuple):
-    """A worker whose lease has expired."""
-
-    id: int
-    name: str
-
-
 class Crowded(Exception):
     """As many others are claiming from this queue at this moment as is useful; nothing was taken. Ask again soon, or for fewer jobs."""
+
+
+class Overtaken(Exception):
+    """Another claim has just taken a job of the same ordering key; nothing was taken. Asked again, it sees what the other did."""
 
 
 class Store:
@@ -105,7 +91,24 @@ class Store:
         rows = cursor.fetchall()
         if rows and rows[0][0] is None:  # the id of what the closed gate returns
             raise Crowded
-        return sorted((ClaimedJob._make(row) for row in rows), key=_claim_order)
+        return sorted((ClaimedJob(*row) for row in rows), key=_claim_order)
+
+    def claim_ordered(self, worker_id: int, tasks: Sequence[str], queue: str, priority: int, take: int, walk: Walk) -> Walked:
+        """Take at most `take` due jobs of one queue and priority that are the next of their ordering keys, at most one of each key.
+
+        Raises:
+            Overtaken: another claim was faster.
+        """
+        given = {
+            "worker_id": worker_id, "tasks": list(tasks), "queue": queue, "priority": priority, "take": take,
+            "given": list(walk.given), "floor_key": walk.behind, "keys": walk.keys,
+        }  # fmt: skip
+        try:
+            rows = self._run("claim_ordered", given).fetchall()
+        except (pg.UniqueViolation, pg.DeadlockDetected) as error:  # the latter: two of them over two keys each
+            raise Overtaken from error
+        jobs = sorted((ClaimedJob(*row[_WALKED:]) for row in rows if row[_WALKED] is not None), key=_claim_order)
+        return Walked(jobs, *rows[0][:_WALKED])
 
     def finish(self, outcomes: Iterable[Outcome], tally: Counter[str] | None = None) -> list[Outcome]:
         """Write the outcomes of attempts, fenced, in one transaction.
@@ -229,10 +232,17 @@ class Store:
         """What the database thinks this worker is running."""
         return [Held(*row) for row in self._run("held_jobs", {"worker_id": worker_id}).fetchall()]
 
+    def overdue(self) -> tuple[bool, bool]:
+        """Whether `rescue` has something to do, and whether `expire` has: one glance for both, which locks nothing."""
+        lost, expired = self._run("any_lost", {}).fetchone() or (False, False)
+        return lost, expired
+
     def rescue(self) -> tuple[list[LostWorker], int]:
-        """Give back the jobs of workers whose lease expired. Returns those found lost just now, and how many jobs were moved."""
-        found = self._run("any_lost", {}).fetchone()
-        if found is None or not found[0]:
+        """Give back the jobs of workers whose lease expired. Returns those found lost just now, and how many jobs were moved.
+
+        Waits for nobody: a job whose end somebody is writing at this moment is looked at again after 5 seconds.
+        """
+        if not self.overdue()[0]:
             return [], 0
         with self.connection.transaction():
             looked_at = self._run("lost_workers", {}).fetchall()
@@ -240,8 +250,13 @@ class Store:
                 return [], 0
             ids = {"worker_ids": [row[0] for row in looked_at]}
             lost = [LostWorker(worker_id, name) for worker_id, name, newly_lost in looked_at if newly_lost]
-            self._run("hold_lost", ids)
-            return lost, sum(self._run(name, ids).rowcount for name in ("rescue", "rescue_quarantine", "rescue_abort"))
+            count = sum(self._run(name, ids).rowcount for name in ("rescue", "rescue_quarantine", "rescue_abort"))
+            self._run("look_again", ids)
+            return lost, count
+
+    def expire(self, most: int) -> int:
+        """End at most `most` jobs that were not begun before they expired. Returns how many."""
+        return self._run("expire", {"most": most}).rowcount
 
     def take_turn(self, worker_id: int, turn: timedelta) -> bool:
         """Be the only worker at upkeep for so long; no time at all ends it. False while another one is. Waits for no lock."""
@@ -290,6 +305,10 @@ class Store:
                 return answer
         raise self._illegal(job_id, "cancel")
 
+    def cancel_queued(self, ids: Sequence[int]) -> list[int]:
+        """Cancel those that wait, and none that runs or is finished. Returns their ids."""
+        return [row[0] for row in self._run("cancel", {"ids": list(ids)}).fetchall()]
+
     def requeue(self, job_id: int) -> str:
         """Bring a failed, cancelled or quarantined job back, or make a waiting one due now. Returns its queue.
 
@@ -334,51 +353,6 @@ class Store:
     def _run(self, name: str, parameters: Mapping[str, Any]) -> Cursor[Any]:
         # Prepared where `allow_preparing` has found that it may be.
         return self.connection.execute(statements.load(name), parameters, prepare=True)
-
-
-class Database:
-    """A pool of connections for applications: enqueue, inspection and operators' verbs share it. Thread-safe.
-
-    Args:
-        dsn: where.
-        pool_size: connections kept; as many again may be opened under load.
-    """
-
-    def __init__(self, dsn: Dsn, *, pool_size: int = 5) -> None:
-        self.dsn = dsn
-        # Autocommit: one statement is one transaction and one round trip.
-        self.engine = sa.create_engine(
-            dsn.sqlalchemy_url,
-            isolation_level="AUTOCOMMIT",
-            pool_size=pool_size,
-            max_overflow=pool_size,
-            pool_reset_on_return=None,
-            pool_pre_ping=False,
-            pool_use_lifo=True,
-            connect_args={**patience(dsn), "prepare_threshold": None, "application_name": "jobrunner"},
-        )
-        sa.event.listen(self.engine, "connect", allow_preparing)
-        sa.event.listen(self.engine, "do_execute", prepare_if_asked)
-        self.ready = Ready(self.engine.raw_connection, pool_size)
-
-    @contextmanager
-    def store(self) -> Iterator[Store]:
-        """A `Store` on a pooled connection, for the length of the block. A broken connection is not given back."""
-        kept = self.ready.take()
-        try:
-            yield Store(kept.connection)
-        finally:
-            self.ready.give(kept)
-
-    def close(self) -> None:
-        """Close the pooled connections; the next use opens new ones."""
-        self.ready.close()
-        self.engine.dispose()
-
-    def forget(self) -> None:
-        """In a forked child: leave the parent's connections alone; the next use opens new ones."""
-        self.ready.forget()
-        self.engine.dispose(close=False)
 
 
 _attempt = attrgetter("id", "lease")

@@ -11,10 +11,12 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from jobrunner import payload
 from jobrunner.checks import check_name
 from jobrunner.errors import ConfigurationError, UnknownTask
 from jobrunner.payload import Parameters
 from jobrunner.policies import DEFAULT_SESSION, Options, Running
+from jobrunner.settings import MESSAGE_TASK
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -74,6 +76,10 @@ class Task(Generic[P, R]):
         """What the function says it returns; Any when it says nothing."""
         return self.parameters.returns
 
+    def decode_result(self, data: Any) -> Any:
+        """A stored result as the function returned it. Raises InvalidPayload when it does not fit the return annotation."""
+        return payload.decode_result(self.result_annotation, data)
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now: no row, no retries, no limits."""
         return self.fn(*args, **kwargs)  # type: ignore[no-any-return]
@@ -112,8 +118,11 @@ class Task(Generic[P, R]):
 
         Args:
             **given: `delay` or `run_at`; the task's own `queue`, `priority`, `max_attempts`, backoff, `max_crashes`, limits, `tags` and
-                `unique` by their names; `meta` (a dict kept in the row), `parent_id` (the running job, when there is one); `session` or
-                `connection` to write in the caller's transaction (`session=None`: in its own).
+                `unique` by their names; `ordering_key` (jobs of a queue with the same one run one after the other, in the order of
+                their ids); `expires_at` or `ttl` (not begun any more after that); `meta` (a dict kept in the row), `parent_id` (the
+                running job, when there is one); `reference=(space, key)`, by which other processes find the job
+                (`jobrunner.references`; a taken one is refused: DuplicateReference); `session` or `connection` to write in the
+                caller's transaction (`session=None`: in its own).
 
         Raises:
             ConfigurationError: a value is out of range; the message names the parameter.
@@ -175,23 +184,34 @@ class TaskDecorator(Protocol):
 
 
 class Registry(Mapping[str, Task[..., Any]]):
-    """The tasks of one JobRunner by name: the only functions its workers will run."""
+    """The tasks of one JobRunner by name: the only functions its workers will run.
+
+    Tasks of Jobrunner's own are found by their names, and stand in no list.
+    """
 
     def __init__(self) -> None:
         self._tasks: dict[str, Task[..., Any]] = {}
+        self._own: dict[str, Callable[[], Task[..., Any]]] = {}
+
+    def provide(self, name: str, make: Callable[[], Task[..., Any]]) -> None:
+        """Add a task of Jobrunner's own; `make` gives it when it is looked for."""
+        self._own[name] = make
 
     def get(self, name: str) -> Task[..., Any]:  # type: ignore[override]  # a missing task is an error, never None
         """The task of that name. Raises UnknownTask with the closest names."""
         try:
             return self._tasks[name]
         except KeyError:
+            if name in self._own:
+                return self._own[name]()
             raise UnknownTask(name, self._tasks) from None
 
     __getitem__ = get
 
     def find(self, name: str) -> Task[..., Any] | None:
         """The task of that name, or None."""
-        return self._tasks.get(name)
+        found = self._tasks.get(name)
+        return self._own[name]() if found is None and name in self._own else found
 
     def names(self) -> list[str]:
         """All names, sorted."""
@@ -220,6 +240,8 @@ class Registry(Mapping[str, Task[..., Any]]):
             ConfigurationError: it cannot be one, or another function has that name.
         """
         chosen = _name_of(function, name)
+        if chosen in self._own:
+            raise ConfigurationError(f"{chosen!r} is the name of a task of Jobrunner's own", hint="give yours another: @jobs.task(name=…)")
         if running.transactional:
             _check_takes_session(function)
         task_class = TransactionalTask if running.transactional else AsyncTask if inspect.iscoroutinefunction(function) else Task
@@ -250,6 +272,8 @@ def _name_of(function: Any, name: str | None) -> str:
         raise ConfigurationError(
             "@jobs.task: a lambda or partial has no name of its own", hint="give one: jobs.task(name='resize')(function)"
         )
+    if chosen == MESSAGE_TASK:
+        raise ConfigurationError(f"@jobs.task(name={chosen!r}): this name belongs to the messages of jobs.queue(…)", hint="choose another")
     try:
         return check_name(chosen, "a task's name")
     except ValueError as error:

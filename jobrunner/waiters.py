@@ -63,9 +63,7 @@ class Watcher:
         """
         waiting = Waiting(job_id, seconds, seen=seen)
         try:
-            self._inbox.put(waiting)
-            if self._thread is None or not self._thread.is_alive():
-                self._start()
+            self.enlist(waiting)
             if waiting.deadline is None:
                 self._wait_patiently(waiting)
             elif not waiting.settled.wait(waiting.deadline - waiting.since):
@@ -79,6 +77,34 @@ class Watcher:
             finally:
                 del error, waiting  # an exception and the frames in its traceback would keep each other alive
         return row
+
+    def enlist(self, waiting: Waiting) -> None:
+        """Look for the job of somebody who does not wait in a call: `settle` and `began` are called, in the thread of the watcher."""
+        self._inbox.put(waiting)
+        if self._thread is None or not self._thread.is_alive():
+            self._start()
+
+    def look(self, job_id: int, patience: float) -> Row:
+        """The job as it is at this moment, whatever state it is in.
+
+        Args:
+            job_id: of a job that has existed.
+            patience: seconds to wait for the answer; an outage is waited through.
+
+        Raises:
+            ResultExpired: there is no such row, or none any more.
+            TimeoutError: there was no answer in time.
+        """
+        waiting = Waiting(job_id, 0.0, seen=True)
+        try:
+            self.enlist(waiting)
+            if not waiting.settled.wait(patience):
+                raise TimeoutError(f"the state of job {job_id} is not known: the database has not answered for {patience:g} s")
+        finally:
+            waiting.gone = True
+        if waiting.row is None:
+            raise waiting.error or AssertionError("settled with nothing")
+        return waiting.row
 
     def close(self) -> None:
         """End the thread and its connection as soon as nobody waits; does not wait longer than `EXIT_TIMEOUT` for that."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import random
 import threading
 import time
 from queue import Empty, SimpleQueue
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 
+from jobrunner import jitter
 from jobrunner.errors import JobNotFound, JobrunnerError, ResultExpired
 from jobrunner.looking import UNANSWERED, Looker, reason
 from jobrunner.states import FINISHED
@@ -45,6 +45,8 @@ class Waiting:
 
     __slots__ = ("deadline", "error", "gone", "job_id", "row", "seen", "settled", "since")
 
+    in_call = True  # whether somebody stands still until the answer comes
+
     def __init__(self, job_id: int, seconds: float | None, *, seen: bool) -> None:
         self.job_id = job_id
         self.since = time.monotonic()
@@ -59,6 +61,14 @@ class Waiting:
         """Give the answer and wake the one who waits."""
         self.row, self.error = row, error
         self.settled.set()
+
+    @property
+    def longest_pause(self) -> int:
+        """Ticks between two looks, at most; a power of two. Who waits in a call is told within a quarter of a second."""
+        return LONGEST_PAUSE
+
+    def began(self) -> None:
+        """The job was seen running; may come more than once."""
 
     def is_up(self, now: float) -> bool:
         """Whether the time is up, so that any row is an answer."""
@@ -130,7 +140,7 @@ class Rounds:
             item = self._inbox.get(timeout=self._patience())
             while True:
                 if item is None:
-                    self._stopping = True
+                    self._stop()
                 else:
                     self._push(item, _tick())
                 item = self._inbox.get_nowait()
@@ -139,6 +149,12 @@ class Rounds:
         if not self._due and not self._stopping:
             self._looker.close()  # nobody has come for a while
         return bool(self._due) or not self._stopping
+
+    def _stop(self) -> None:
+        """End as soon as nobody waits in a call: the process ends, and jobs do without those who only wanted to hear of them."""
+        self._stopping = True
+        self._due = [entry for entry in self._due if entry[2].in_call]
+        heapq.heapify(self._due)
 
     def _patience(self) -> float | None:
         while self._due and self._due[0][2].is_over():
@@ -184,6 +200,9 @@ class Rounds:
             for waiting in by_id[job_id]:
                 _tell(waiting, row, now)
         self._answered()
+        for job_id in self._looker.running:
+            for waiting in by_id[job_id]:
+                waiting.began()
         for waiting in due:
             waiting.seen = True
 
@@ -191,7 +210,7 @@ class Rounds:
         if not self._failures:
             logger.warning("%s; %d who wait for jobs go on waiting", reason(error, self._dsn), count)
         self._pulse.away = Failure(error, time.monotonic())
-        pause = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311  jitter
+        pause = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self._failures, 10)) * jitter.between(0.5, 1.0)
         self._failures += 1
         self._not_before = _tick() + int(pause / TICK) + 1
 
@@ -218,7 +237,7 @@ def _next_look(waiting: Waiting, tick: int) -> int:
     Pauses are powers of two and looks fall on multiples of them, so that those who wait long are asked for together.
     """
     age = tick - int(waiting.since / TICK)
-    pause = min(LONGEST_PAUSE, 1 << max(0, (age // 4).bit_length() - 1))
+    pause = min(waiting.longest_pause, 1 << max(0, (age // 4).bit_length() - 1))
     following = (tick // pause + 1) * pause
     return following if waiting.deadline is None else min(following, int(waiting.deadline / TICK) + 1)
 

@@ -23,6 +23,7 @@ import psycopg
 from tests.support import limits_app, postgres
 from tests.support.limits_watch import Sight, Watch
 from tests.support.workers import Worker, insert, workers
+from tools.generated import Marks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "guarantees.md"
-BEGIN, END = "<!-- begin: python -m tools.limits_matrix -->", "<!-- end -->"
+MARKS = Marks.of("python -m tools.limits_matrix")
 CELLS = "cells"  # queue of the worker with control groups, where the machine has them
 SAMPLED = "sampled"  # and of the one that only samples
 HEAVY = {CELLS: "heavy", SAMPLED: "heavy-sampled"}  # cells that take memory: one at a time
@@ -327,16 +328,12 @@ def facts(run: Run) -> str:
 
 def updated(page: str, run: Run) -> str:
     """The page with its generated part replaced. Raises ValueError when the marks are missing."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n{table(run)}\n\n{facts(run)}\n{END}{after}"
+    return MARKS.replaced(page, f"{table(run)}\n\n{facts(run)}")
 
 
 def differences(page: str, run: Run) -> list[str]:
     """Rows that are not as the page has them, and what else went wrong."""
-    stored = classes(page.partition(BEGIN)[2].partition(END)[0])
+    stored = classes(MARKS.split(page)[1])
     found = classes(table(run))
     return [
         *run.problems,

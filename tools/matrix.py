@@ -1,5 +1,7 @@
 """Runs the smoke subset (`pytest -m matrix`) on the oldest and newest supported versions, each in an environment of its own.
 
+The cells of Celery run the tests of the Kombu transport that say whether an unmodified application keeps its promises.
+
 `python -m tools.matrix [--only NAME] [--fresh]`. Environments are kept in `.matrix/` until their requirements change. What a machine lacks
 (an interpreter, a PostgreSQL) is reported as absent, never as passed; the exit code is 1 when a cell fails.
 """
@@ -23,8 +25,20 @@ from tools import environment
 ROOT = environment.ROOT
 PLACE = ROOT / ".matrix"
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+CELERIES = {"5.4": (3, 12), "5.5": (3, 13), "5.6": (3, 13)}  # with the newest Python it is declared for, and the Kombu of its number
+WORKERS = "tests/compat/kombu/test_celery_workers.py"
+OF_CELERY = (
+    "tests/compat/kombu/test_messages.py",
+    *(
+        f"{WORKERS}::{name}"
+        for name in (
+            "test_an_app_runs_by_changing_its_url", "test_nothing_is_lost_or_doubled_by_kill_9", "test_an_eta_waits_in_the_database",
+            "test_remote_control_answers", "test_an_expired_task_is_revoked_and_not_dropped",
+        )
+    ),
+)  # fmt: skip
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-SMOKE_SECONDS = 900  # of one cell; a hang is a failure
+SMOKE_SECONDS = 300  # of one cell, six times what the longest takes; a hang is a failure
 FLOORS = [
     "flask==3.0.*", "werkzeug==3.0.*", "sqlalchemy==2.0.*", "alembic==1.13.*", "psycopg[binary]==3.2.*", "click==8.1.*", "rich==13.*",
 ]  # fmt: skip
@@ -44,6 +58,8 @@ class Cell:
         binaries: a directory of PostgreSQL programs; None takes the extra's.
         absent: why the cell cannot run here; empty when it can.
         options: for pytest.
+        tests: what is run.
+        shown: packages whose versions are told.
     """
 
     name: str
@@ -53,6 +69,8 @@ class Cell:
     binaries: Path | None = None
     absent: str = ""
     options: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ("-m", "matrix")
+    shown: tuple[str, ...] = ("flask", "sqlalchemy", "psycopg", "alembic", "click")
 
     @property
     def venv(self) -> Path:
@@ -91,12 +109,24 @@ def cells() -> list[Cell]:
         Cell("newest-pg18"),
         Cell("newest-pg17", extra="embedded-musl"),
     ]
+    found += [of_celery(one, newest) for one, newest in CELERIES.items()]
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     for version in PYTHONS:
         if version != here:
             python = find_python(version)
             found.append(Cell(f"python{version}", python=python, absent="" if python else f"no Python {version} on this machine"))
     return found
+
+
+def of_celery(series: str, newest: tuple[int, int]) -> Cell:
+    """A series of Celery, on this Python unless it is newer than what the series is declared for."""
+    name = ".".join(map(str, newest))
+    python = sys.executable if sys.version_info[:2] <= newest else find_python(name)
+    pins = (f"celery=={series}.*", f"kombu=={series}.*")
+    absent = "" if python else f"no Python {name} on this machine"
+    return Cell(
+        f"celery{series}", pins, python=python, absent=absent, options=tuple(OLD_WARNINGS), tests=OF_CELERY, shown=("celery", "kombu")
+    )
 
 
 def find_python(version: str) -> str | None:
@@ -127,7 +157,7 @@ def smoke(cell: Cell) -> Verdict:
     if cell.binaries:
         env["JOBRUNNER_TEST_BINARIES"] = str(cell.binaries)
     started = time.monotonic()
-    command = [python, "-m", "pytest", "-m", "matrix", "-q", "-p", "no:cacheprovider", *cell.options]
+    command = [python, "-m", "pytest", *cell.tests, "-q", "-p", "no:cacheprovider", *cell.options]
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SMOKE_SECONDS, check=False
@@ -146,7 +176,7 @@ def versions(cell: Cell) -> str:
     """The versions that a cell really has; a pin that resolved to something else would be seen here."""
     code = (
         "import sys; from importlib.metadata import version as v; print(f'Python {sys.version.split()[0]}',"
-        " *(f'{n} {v(n)}' for n in ('flask', 'sqlalchemy', 'psycopg', 'alembic', 'click')), sep=', ')"
+        f" *(f'{{n}} {{v(n)}}' for n in {cell.shown!r}), sep=', ')"
     )
     run = subprocess.run([str(environment.interpreter(cell.venv)), "-c", code], capture_output=True, text=True, check=False)
     place = cell.binaries / "postgres" if cell.binaries else next(cell.venv.glob("lib/*/site-packages/*/pginstall/bin/postgres"), None)

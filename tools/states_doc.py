@@ -9,7 +9,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reference" / "states.md"
-BEGIN, END = "<!-- begin: python tools/states_doc.py -->", "<!-- end -->"
 FIRST_LINE = re.compile(r"-- (?P<name>\w+): (?P<sources>[a-z, ]+?) -> (?P<target>\w+)[;,] (?P<what>.+?)(?:\. .*|\.?$)")
 
 if str(ROOT) not in sys.path:  # run as a script
@@ -17,6 +16,9 @@ if str(ROOT) not in sys.path:  # run as a script
 
 from jobrunner import statements  # noqa: E402  after the path
 from jobrunner.states import LIVE, TRANSITIONS, State  # noqa: E402
+from tools.generated import Marks  # noqa: E402
+
+MARKS = Marks.of("python tools/states_doc.py")
 
 
 def headline(name: str) -> re.Match[str]:
@@ -53,16 +55,12 @@ def table() -> str:
 
 def generated() -> str:
     """All that stands between the marks."""
-    return f"{BEGIN}\n{diagram()}\n\n{table()}\n{END}"
+    return f"{diagram()}\n\n{table()}"
 
 
 def updated(page: str) -> str:
     """The page with its generated part replaced. Raises ValueError when the marks are missing."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} … {END}")
-    return before + generated() + after
+    return MARKS.replaced(page, generated())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from jobrunner import filters
 from jobrunner.errors import ConfigurationError, JobrunnerError, QueryTimeout, SchemaError
 from jobrunner.inspection import DEFAULT_LIMIT, DEFAULT_LINES, MAX_LIMIT, MAX_LINES, count_jobs, get_job, job_logs, list_jobs, pulse
 
-from . import access, bodies, render, serial
+from . import access, bodies, queues, render, serial, topics
 from .context import dashboard
 from .problems import InvalidField, Problem, problem_of
 from .routes import PUBLIC, Route, job_id_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 OPTIONS = (
     "queue", "priority", "delay", "run_at", "unique", "max_attempts", "backoff", "backoff_base", "backoff_cap", "backoff_jitter",
     "max_crashes", "time_limit", "soft_time_limit", "cpu_limit", "memory_limit", "memory_limit_on_retry", "output_limit", "max_processes",
-    "tags", "meta", "parent_id",
+    "tags", "meta", "parent_id", "ordering_key", "expires_at", "ttl",
 )  # fmt: skip
 FIELDS = ("task", "args", "options")
 PARAMETERS = ("filter", "state", "task", "queue", "cursor", "limit")
@@ -53,8 +53,9 @@ def api_enqueue() -> Response:
     bodies.refuse_unknown(body, FIELDS)
     task, args, options = bodies.text(body, "task"), bodies.mapping(body, "args"), bodies.mapping(body, "options")
     bodies.refuse_unknown(options, OPTIONS, "options.")
-    if options.get("run_at") is not None:
-        options["run_at"] = bodies.instant(options["run_at"], "options.run_at")
+    for name in ("run_at", "expires_at"):
+        if options.get(name) is not None:
+            options[name] = bodies.instant(options[name], f"options.{name}")
     board = dashboard()
     try:
         job = board.enqueue(task, args, options)
@@ -157,6 +158,8 @@ ROUTES = (
     Route("GET", "/jobs/<job_id>/logs", api_logs, "read", api=True),
     Route("POST", "/jobs/<job_id>/retry", api_retry, "operate", api=True),
     Route("POST", "/jobs/<job_id>/cancel", api_cancel, "operate", api=True),
+    *queues.ROUTES,
+    *topics.ROUTES,
 )
 PROBES = (
     Route("GET", "/healthz", healthz, PUBLIC, api=True),

@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException
 from jobrunner.errors import ConfigurationError
 from jobrunner.inspection import translated
 
-from . import access, api, pages, render
+from . import access, api, messaging, pages, render
 from .bodies import MAX_BODY
 from .context import EXTENSION, dashboard
 from .problems import INTERNAL, BodyTooLarge, Unauthenticated, problem_of
@@ -70,7 +70,7 @@ def mount(app: Flask, board: Dashboard, url_prefix: str | None) -> None:
 
 def _blueprint() -> Blueprint:
     blueprint = Blueprint(BLUEPRINT, __name__, static_folder=str(STATIC), static_url_path="/static")
-    for prefix, routes in (("", pages.ROUTES), (API_PREFIX, api.ROUTES), ("", api.PROBES)):
+    for prefix, routes in (("", pages.ROUTES), ("", messaging.ROUTES), (API_PREFIX, api.ROUTES), ("", api.PROBES)):
         for route in routes:
             view = _steady(route.view) if route.method == "GET" else route.view
             blueprint.add_url_rule(prefix + route.rule, endpoint=route.view.__name__, view_func=view, methods=[route.method])
@@ -94,7 +94,7 @@ def route_of(endpoint: str | None) -> Route | None:
     return _ROUTES.get(endpoint.removeprefix(f"{BLUEPRINT}.")) if endpoint and endpoint.startswith(f"{BLUEPRINT}.") else None
 
 
-_ROUTES = {route.view.__name__: route for route in (*pages.ROUTES, *api.ROUTES, *api.PROBES)}
+_ROUTES = {route.view.__name__: route for route in (*pages.ROUTES, *messaging.ROUTES, *api.ROUTES, *api.PROBES)}
 _STATIC_ENDPOINT = f"{BLUEPRINT}.static"
 
 

@@ -1,4 +1,4 @@
-"""Owns the pages: what each shows, and the two forms that change a job.
+"""Owns the pages of jobs, queues and workers: what each shows, and the two forms that change a job.
 
 It must not compute what `inspection` knows, nor write on GET.
 """
@@ -48,10 +48,10 @@ def jobs() -> Response:
     except InvalidFilter as error:
         # The box keeps what was typed: the message stands beside it.
         tabs = _tabs(JobFilter(), {})
-        return make_response(_page("jobs.html", filter_text=text, error=error, found=None, tabs=tabs, reads=reads), 400)
+        return make_response(framed("jobs.html", filter_text=text, error=error, found=None, tabs=tabs, reads=reads), 400)
     found = list_jobs(reads, filter=wanted, cursor=request.args.get("cursor") or None)
     tabs = _tabs(wanted, count_states(reads, wanted))
-    return make_response(_page("jobs.html", filter_text=str(wanted), error=None, found=found, tabs=tabs, reads=reads, wanted=wanted))
+    return make_response(framed("jobs.html", filter_text=str(wanted), error=None, found=found, tabs=tabs, reads=reads, wanted=wanted))
 
 
 def job(job_id: str) -> Response:
@@ -61,7 +61,7 @@ def job(job_id: str) -> Response:
     log = job_logs(board.reads(), detail, tail=LOG_LINES)
     notice = NOTICES.get(request.args.get("done", ""))
     values: dict[str, Any] = {"detail": detail, "job": detail.job, "segments": timeline(detail), "blocks": blocks, "notice": notice}
-    return make_response(_page("job.html", reads=board.reads(), log=log, **values))
+    return make_response(framed("job.html", reads=board.reads(), log=log, **values))
 
 
 def retry(job_id: str) -> BaseResponse:
@@ -83,16 +83,17 @@ def cancel(job_id: str) -> BaseResponse:
 def queues() -> Response:
     """GET: queues with what waits and who listens."""
     reads = dashboard().reads()
-    return make_response(_page("queues.html", rows=list_queues(reads), reads=reads))
+    return make_response(framed("queues.html", rows=list_queues(reads), reads=reads))
 
 
 def workers() -> Response:
     """GET: workers, the live ones first."""
     reads = dashboard().reads()
-    return make_response(_page("workers.html", rows=list_workers(reads), reads=reads))
+    return make_response(framed("workers.html", rows=list_workers(reads), reads=reads))
 
 
-def _page(template: str, *, reads: Any, **values: Any) -> str:
+def framed(template: str, *, reads: Any, **values: Any) -> str:
+    """A page with its frame, which shows the pulse of the database that was read."""
     found, replica = pulse(reads), dashboard().reads.standing()
     if replica is not None and replica.used:
         found = dataclasses.replace(found, read_only=False)  # changes go to the primary

@@ -24,7 +24,10 @@ from .context import dashboard
 from .problems import Forbidden, Problem
 
 HERE = Path(__file__).parent
-NAVIGATION = (("jobs", "Jobs"), ("queues", "Queues"), ("workers", "Workers"))
+NAVIGATION = (
+    ("jobs", "Jobs"), ("queues", "Queues"), ("topics", "Topics"), ("dead_letters", "Dead letters"), ("workers", "Workers"),
+)  # fmt: skip
+FORMS = {"redrive": "dead_letters", "resume": "topics"}  # endpoint of a form → of the page that it is on
 _ICON_FILL = {
     "red": "c01c28", "orange": "ad4500", "yellow": "826000", "green": "18713a", "blue": "0a58ca", "purple": "7440cf", "gray": "59636f",
 }  # fmt: skip
@@ -56,13 +59,18 @@ def page(template: str, **values: Any) -> str:
         "role": g.get("jobrunner_role"),
         "read_only": board.read_only,
         "navigation": NAVIGATION,
-        "here": (request.endpoint or "").rpartition(".")[2],
+        "here": here(),
         "pulse": None,
         "replica": None,
         "icon": _favicon(board.badge.color if board.badge else "blue"),
         "target": None,
     }
     return environment().get_template(template).render({**frame, **values})
+
+
+def here() -> str:
+    """The endpoint of the request, without our prefix."""
+    return (request.endpoint or "").rpartition(".")[2]
 
 
 @cache
@@ -131,7 +139,9 @@ def _favicon(color: str) -> str:
 
 
 def _referring_page() -> str:
-    """Where "back" leads: the job the failed form belonged to, else the list."""
+    """Where "back" leads: what the failed form belonged to, else the list."""
     job_id = (request.view_args or {}).get("job_id")
+    if request.method == "POST" and here() in FORMS:
+        return _url(FORMS[here()])
     wanted = request.method == "POST" and isinstance(job_id, str) and job_id.isdecimal()
     return _url("job", job_id=job_id) if wanted else _url("jobs")

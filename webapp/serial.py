@@ -83,6 +83,8 @@ def detail(found: JobDetail) -> dict[str, Any]:
         "lease": found.lease,
         "worker": found.worker,
         "cancel_requested_at": instant(found.cancel_requested_at),
+        "ordering_key": found.ordering_key,
+        "expires_at": instant(found.expires_at),
         "waiting_reason": None if reason is None else {"code": reason.code, "text": reason.text, "hint": reason.hint},
         "attempts": [attempt(item) for item in found.attempts],
         "attempts_left_out": found.attempts_left_out,

@@ -29,6 +29,8 @@ ENTRIES = {
     "enqueue": Entry("jobrunner.cli.enqueue", "enqueue", "Write a job, or one per line of stdin."),
     "run": Entry("jobrunner.cli.run", "run", "Run a task here and now, without a job."),
     "jobs": Entry("jobrunner.cli.jobs", "jobs", "List, show, read the logs of, wait for, retry and cancel jobs."),
+    "queue": Entry("jobrunner.cli.queue", "queue", "Message queues: put, get, look, and what is dead."),
+    "topics": Entry("jobrunner.cli.topics", "topics", "Who gets the events of a topic; rewind and resume groups."),
     "workers": Entry("jobrunner.cli.workers", "workers", "List workers, and the runs of those that have ended."),
     "retention": Entry("jobrunner.cli.retention", "retention", "List and set how long finished jobs are kept."),
     "prune": Entry("jobrunner.cli.prune", "prune", "Remove finished jobs that are older than they are kept, now."),
@@ -36,6 +38,8 @@ ENTRIES = {
     "top": Entry("jobrunner.cli.top.command", "top", "Live: queues, throughput, and what runs, waits or failed."),
     "doctor": Entry("jobrunner.cli.doctor", "doctor", "Find out what keeps jobs from running; the crontab line."),
     "web": Entry("jobrunner.cli.web", "web", "Serve the dashboard."),
+    "celery-worker": Entry("jobrunner.cli.celery_worker", "celery_worker", "Run a worker with the flags of celery worker."),
+    "migrate-check": Entry("jobrunner.cli.migrate_check", "migrate_check", "List what code uses of Celery and the like, and what to do."),
     "db": Entry("jobrunner.cli.db", "db", "The schema, and the embedded PostgreSQL."),
 }
 

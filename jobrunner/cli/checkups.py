@@ -6,6 +6,7 @@ It must not mend anything itself, nor stop at the first thing that is wrong.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,9 +21,9 @@ from jobrunner.texts import redacted
 if TYPE_CHECKING:
     from jobrunner.cli.crontab import Crontab
     from jobrunner.cli.target import AppFacts
+    from jobrunner.database import Database
     from jobrunner.inspection import CronHistory
     from jobrunner.settings import Dsn
-    from jobrunner.store import Database
 
 LOOK_BACK = timedelta(hours=1)
 SHOWN_GAPS = 3
@@ -48,22 +49,23 @@ class Sight(NamedTuple):
 
 def general() -> Sight:
     """Whether the database answers, its schema fits and the app can be imported."""
-    app, about_app = _app()
+    app, about_import = _app()
+    about_app = [about_import, *_embedded_worker(app)]
     try:
         dsn = find_database(of_app=True, starts=False)
     except errors.JobrunnerError as error:
-        return Sight([_bad("database", error), about_app], None, None, app)
+        return Sight([_bad("database", error), *about_app], None, None, app)
     from jobrunner.connecting import connect
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
     try:
         with connect(dsn) as connection:
             version, user = connection.info.server_version // 10_000, connection.info.user
     except errors.JobrunnerError as error:
-        return Sight([_bad("database", error), about_app], dsn, None, app)
+        return Sight([_bad("database", error), *about_app], dsn, None, app)
     answers = Finding("database", "ok", f"{dsn.target} answers: PostgreSQL {version}, found in {dsn.origin}")
     about_schema = _schema(dsn, user)
-    return Sight([answers, about_schema, about_app], dsn, Database(dsn, pool_size=1), app, about_schema.state == "ok")
+    return Sight([answers, about_schema, *about_app], dsn, Database(dsn, pool_size=1), app, about_schema.state == "ok")
 
 
 def _schema(dsn: Dsn, user: str) -> Finding:
@@ -98,8 +100,32 @@ def _app() -> tuple[AppFacts | None, Finding]:
     if app is None:
         text = "there is no application here that uses Jobrunner: nothing can run"
         return None, Finding("app", "bad", text, "jobrunner --app module:app …, or cd to where app.py is")
-    queues = f"its tasks' queues are {', '.join(app.queues)}" if app.queues else "it registers no task: nothing can run"
-    return app, Finding("app", "ok" if app.queues else "bad", f"the app can be imported; {queues}")
+    if app.queues:
+        return app, Finding("app", "ok", f"the app can be imported; its tasks' queues are {', '.join(app.queues)}")
+    fix = "if it has tasks: import their modules where the app is made"
+    if not app.calls:
+        text = "the app can be imported; it registers no task, and no other function may run: nothing can run"
+        return app, Finding("app", "bad", text, fix)
+    text = "the app can be imported; it registers no task: only functions can run that jobs.background or an executor is given"
+    return app, Finding("app", "note", text, fix)
+
+
+def _embedded_worker(app: AppFacts | None) -> list[Finding]:
+    if app is None or not app.refused:
+        return []
+    error, hint = app.refused
+    return [Finding("embedded_worker", "bad", f"the web server starts no embedded worker: {error}", hint)]
+
+
+def of_app(finding: Finding, app: AppFacts | None) -> Finding:
+    """What was found in the database, as it is to be said of this app: its embedded worker is missing when no web server serves it."""
+    if app is None or not app.embedded or (finding.code, finding.state) != ("no_worker", "bad"):
+        return finding
+    text = (
+        f"{finding.text}. The app has an embedded worker ({app.embedded}): no web server serves the app, or the server's log says why its "
+        "worker does not start"
+    )
+    return replace(finding, text=text, fix=f"start the web server, or: {finding.fix}", data={**finding.data, "embedded": app.embedded})
 
 
 def environment(crontab: Crontab, dsn: Dsn) -> list[Finding]:

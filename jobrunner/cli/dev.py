@@ -31,6 +31,7 @@ def dev(host: str, port: int, *, no_reload: bool) -> None:
     """
     from jobrunner import migrate
     from jobrunner.cli.children import Child, run_together
+    from jobrunner.hosting.setting import NEVER
     from jobrunner.worker.leash import on_leash
 
     facts = ask_app()
@@ -55,6 +56,7 @@ def dev(host: str, port: int, *, no_reload: bool) -> None:
     else:
         say("there is no app here, so no task to run: serving the dashboard only")
     say(f"http://{host}:{port}/     Ctrl-C stops")
-    environment = os.environ | {"JOBRUNNER_DSN": dsn.url, "PYTHONUNBUFFERED": "1"} | others.environment()
+    # The worker is here: an embedded one would be a second.
+    environment = os.environ | {"JOBRUNNER_DSN": dsn.url, "PYTHONUNBUFFERED": "1", NEVER: "1"} | others.environment()
     code = run_together(children, environment, watched=None if no_reload else Path.cwd())
     click.get_current_context().exit(code)

@@ -89,7 +89,7 @@ def _examine(*, setup: bool, line: Callable[[Sight], Crontab] | None = None, eve
         crontab = line(sight)
         findings += [replace(finding, group="cron") for finding in _about_cron(sight, crontab, every)]
     elif sight.database is not None and not setup:
-        findings += examine(sight.database, schema_fits=sight.schema_fits)
+        findings += (checkups.of_app(finding, sight.app) for finding in examine(sight.database, schema_fits=sight.schema_fits))
     wrong = any(finding.state == "bad" for finding in findings)
     if not shared().json:
         _show(findings, crontab)

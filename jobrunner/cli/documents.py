@@ -90,6 +90,8 @@ def detail(found: JobDetail) -> dict[str, Any]:
         "cancel_requested_at": found.cancel_requested_at,
         "cpu_ms": milliseconds(found.cpu),
         "worker": found.worker,
+        "ordering_key": found.ordering_key,
+        "expires_at": found.expires_at,
         "waiting_reason": reason(found.waiting_reason),
         "attempts": [attempt(row) for row in found.attempts],
         "attempts_left_out": found.attempts_left_out,

@@ -76,8 +76,10 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
         CommandError, ConfigurationError: they contradict each other, or make no sense.
     """
     from jobrunner import keeping
+    from jobrunner.maintenance.events import EventPruner, keep_events
     from jobrunner.maintenance.history import HistoryPruner
     from jobrunner.maintenance.pruner import Keep, Pruner
+    from jobrunner.maintenance.references import ReferencePruner
     from jobrunner.maintenance.rollups import Settler
     from jobrunner.settings import DEFAULT_QUEUE
     from jobrunner.worker import WorkerOptions, default_slots
@@ -99,7 +101,7 @@ def worker_options(dsn: Dsn, queues: Queues | None, engine: Engine, **more: Any)
         lease=engine["lease"],
         poll=engine["poll"],
         listen=not engine["no_listen"],
-        chores=(Pruner(Keep.from_environ()), *HistoryPruner.from_environ(), Settler()),
+        chores=(Pruner(Keep.from_environ()), *HistoryPruner.from_environ(), Settler(), ReferencePruner(), EventPruner(keep_events())),
         code_of=code_of,
         **more,
     )

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from jobrunner.app import JobRunner
+    from jobrunner.database import Database
     from jobrunner.handle import Job
-    from jobrunner.store import Database
     from jobrunner.tasks import Task
 
 _PRIORITY = (-32_768, 32_767)  # of a smallint
@@ -42,6 +42,8 @@ _ATTEMPTS = (1, 32_767)
 @click.option(
     "--max-attempts", type=click.IntRange(*_ATTEMPTS), metavar="NUMBER", help="Runs that may end in an error before the job fails."
 )
+@click.option("--ordering-key", metavar="TEXT", help="Jobs of a queue with the same key run one after the other.")
+@click.option("--ttl", type=DURATION, metavar="DURATION", help="Not begun any more once this time has passed.")
 @click.option("--unique", is_flag=True, help="Not when a live job of this task has the same arguments; then that one is given.")
 @click.option("--unique-key", metavar="TEXT", help="Not when a live job of this task has this key.")
 @click.option("--wait", "wait", is_flag=True, help="Wait for the job and print its result: exit 0 if it succeeded, 1 if not.")
@@ -56,6 +58,8 @@ def enqueue(
     queue: str | None,
     priority: int | None,
     max_attempts: int | None,
+    ordering_key: str | None,
+    ttl: timedelta | None,
     unique: bool,
     unique_key: str | None,
     wait: bool,
@@ -79,6 +83,8 @@ def enqueue(
         "queue": queue,
         "priority": priority,
         "max_attempts": max_attempts,
+        "ordering_key": ordering_key,
+        "ttl": ttl,
         "unique": unique_key or unique or None,
     }
     # A transaction of its own: nobody would commit that of the app's default session.

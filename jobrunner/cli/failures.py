@@ -61,6 +61,7 @@ _CODES: dict[type[BaseException], Code] = {
     errors.SchemaError: Code.SCHEMA,
     errors.UnknownTask: Code.NOT_FOUND,
     errors.JobNotFound: Code.NOT_FOUND,
+    errors.GroupNotFound: Code.NOT_FOUND,
     errors.IllegalTransition: Code.REFUSED,
     errors.DuplicateJob: Code.REFUSED,
     errors.JobFailed: Code.BAD,

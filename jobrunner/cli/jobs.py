@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from jobrunner.app import JobRunner
+    from jobrunner.database import Database
     from jobrunner.handle import Job
     from jobrunner.inspection import JobRow, Page
-    from jobrunner.store import Database
 
 _HERE = "jobrunner.cli.jobs"
 ENTRIES = {

@@ -22,8 +22,8 @@ from jobrunner.cli.types import JOB_ID
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from jobrunner.database import Database
     from jobrunner.inspection import LogPage, LogRow
-    from jobrunner.store import Database
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")  # inspection's, known here so that --help need not import it
 MAX_TAIL = 1_000  # lines; inspection's as well

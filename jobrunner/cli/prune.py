@@ -17,8 +17,8 @@ from jobrunner.cli.types import KEEP
 if TYPE_CHECKING:
     from datetime import date, timedelta
 
+    from jobrunner.database import Database
     from jobrunner.history.steps import Step
-    from jobrunner.store import Database
 
 _SHOWN = frozenset({"dropped", "replaced", "settled"})
 

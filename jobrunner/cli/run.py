@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from jobrunner.app import JobRunner
-    from jobrunner.errors import JobControl
+    from jobrunner.control import JobControl
     from jobrunner.tasks import Task
 
 
@@ -46,8 +46,8 @@ def run(task: str, args: str | None, *, pdb: bool) -> None:
 
 def _result(runner: JobRunner, task: Task[..., Any], data: dict[str, Any], *, pdb: bool) -> str:
     """What the task returned, as the JSON that its job would keep."""
+    from jobrunner.control import JobControl
     from jobrunner.current import JobContext, running
-    from jobrunner.errors import JobControl
     from jobrunner.payload import decode_args, encode_result
 
     args, kwargs = decode_args(task, data)
@@ -79,7 +79,7 @@ def _awaited(value: Any) -> Any:
 
 def _controlled(task: Task[..., Any], control: JobControl) -> CommandError:
     """What a worker would have done; `Snooze` and `Cancel` are no results either, so that a script does not take them for one."""
-    from jobrunner.errors import Cancel, Fail, Retry, Snooze
+    from jobrunner.control import Cancel, Fail, Retry, Snooze
 
     match control:
         case Retry():

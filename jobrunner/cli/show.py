@@ -82,6 +82,7 @@ def _facts(found: JobDetail) -> Iterator[str]:
         ("peak memory", _bytes(job.peak_memory)),
         ("tags", ", ".join(found.tags) or None),
         ("unique key", found.unique_key),
+        ("ordering key", found.ordering_key),
         ("parent", None if found.parent_id is None else str(found.parent_id)),
     ]
     yield _INDENT + " · ".join(f"{name} {printable(value)}" for name, value in facts if value is not None)
@@ -131,6 +132,8 @@ def _events(found: JobDetail) -> Iterator[tuple[datetime, str]]:
             yield attempt.started_at, f"attempt {attempt.attempt} began"
         yield attempt.finished_at, f"attempt {attempt.attempt} {attempt.outcome}{_because(attempt)}"
     began = job.started_at or found.claimed_at
+    if found.expires_at is not None and job.finished_at is None and job.state != "running":
+        yield found.expires_at, "expires"
     if job.state == "running" and began is not None:
         yield began, f"attempt {job.attempt} {'began' if job.started_at else 'claimed'}"
     elif job.finished_at is None and attempts:

@@ -15,8 +15,8 @@ from jobrunner.cli.shared import shared
 from jobrunner.cli.target import is_replica, reading_database
 
 if TYPE_CHECKING:
+    from jobrunner.database import Database
     from jobrunner.inspection import QueueRow, Status, WorkerRow
-    from jobrunner.store import Database
 
 SHOWN_WORKERS = 10  # that are not alive; the live ones are all shown
 

@@ -19,12 +19,12 @@ from jobrunner.cli.output import say, warn
 from jobrunner.cli.shared import shared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from jobrunner.app import JobRunner
+    from jobrunner.database import Database
     from jobrunner.routing import Routing
     from jobrunner.settings import Dsn
-    from jobrunner.store import Database
 
 EMBEDDED = "the embedded PostgreSQL"
 _FACTS = "jobrunner.cli.facts"
@@ -40,6 +40,9 @@ class AppFacts(NamedTuple):
         queues: of its tasks.
         has_flask: whether there is a Flask app to be served.
         databases, routes: of an application with several databases.
+        calls: whether functions that are no tasks may run.
+        embedded: its embedded worker, such as `threads:2`; empty when it has none.
+        refused: why what it says of an embedded worker is none, and what to write instead; empty when there is nothing wrong with it.
     """
 
     dsn: str | None
@@ -48,6 +51,9 @@ class AppFacts(NamedTuple):
     has_flask: bool
     databases: dict[str, str]
     routes: dict[str, str]
+    calls: bool
+    embedded: str
+    refused: Sequence[str] = ()
 
 
 def find_database(*, of_app: bool = False, warns: bool = True, starts: bool = True) -> Dsn:
@@ -156,7 +162,7 @@ def checked_database(dsn: Dsn) -> Database:
         DatabaseUnreachable, SchemaError: it does not answer, or the schema is missing, outdated or too new.
     """
     from jobrunner import migrate
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
     migrate.check(reach(dsn).url)
     return Database(dsn, pool_size=1)
@@ -239,9 +245,9 @@ def _import_app() -> JobRunner:
     info = _flask_info()
     with contextlib.redirect_stdout(sys.stderr):  # what the app prints at import is no answer of ours
         if values.app is None and info is not None:
-            from jobrunner.loading import find_jobrunner
+            from jobrunner.loading import adopt
 
-            return find_jobrunner(info.load_app())
+            return adopt(info.load_app(), info.app_import_path)
         from jobrunner.loading import load
 
         return load(values.app)
@@ -316,7 +322,8 @@ def _answer(pipe: int) -> None:
 
 
 def _facts() -> dict[str, Any] | None:
-    from jobrunner.errors import AppImportError
+    from jobrunner.errors import AppImportError, ConfigurationError
+    from jobrunner.hosting.setting import is_forbidden
 
     try:
         runner = _import_app()
@@ -328,10 +335,17 @@ def _facts() -> dict[str, Any] | None:
     dsn = runner.configured_dsn()
     if dsn is not None and dsn.origin == "DATABASE_URL":
         dsn = None  # not the app's word: the caller looks there itself
-    queues = sorted({runner.registry[name].policy.queue for name in runner.registry.names()})
     databases = {name: other.url for name, other in runner.routing.databases.items()}
     where = dsn.url if dsn else None, dsn.origin if dsn else ""
-    return AppFacts(*where, queues, runner.app is not None, databases, dict(runner.routing.routes))._asdict()
+    embedded, refused = "", list[str]()
+    try:
+        embedded = "" if is_forbidden() else str(runner.find_embedded_worker() or "")
+    except ConfigurationError as error:  # set in the config after `init_app`: no command but the doctor has anything to do with it
+        refused = [str(error), error.hint]
+    return AppFacts(
+        *where, runner.queue_names(), runner.app is not None, databases, dict(runner.routing.routes), runner.calls.are_allowed,
+        embedded, refused,
+    )._asdict()  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,9 +12,10 @@ from jobrunner.cli.failures import Code, CommandError
 from jobrunner.cli.lazy import Command
 from jobrunner.cli.shared import shared
 from jobrunner.cli.target import announce, find_database
-from jobrunner.cli.types import QUEUES
+from jobrunner.cli.types import DURATION, QUEUES
 
 if TYPE_CHECKING:
+    from datetime import timedelta
     from typing import Unpack
 
     from jobrunner.cli.engine import Queues
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 @click.option(
     "--max-seconds", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Take no more jobs after so long, and leave."
 )
+@click.option("--time-limit", type=DURATION, metavar="DURATION", help="Of an attempt of jobs that have none of their own.")
+@click.option("--soft-time-limit", type=DURATION, metavar="DURATION", help="Likewise: SoftTimeLimitExceeded is raised in the task.")
 @engine_options
 def work(
     names: Queues | None,
@@ -36,6 +39,8 @@ def work(
     drain: bool,
     max_jobs: int | None,
     max_seconds: float | None,
+    time_limit: timedelta | None,
+    soft_time_limit: timedelta | None,
     **engine: Unpack[Engine],
 ) -> None:
     """Run a worker for QUEUES, such as mail:4,default: at most 4 of mail at once. Default: the queue "default".
@@ -59,10 +64,13 @@ def work(
 
     values = shared()
     level = "DEBUG" if values.verbose else "ERROR" if values.quiet else "INFO"
-    kind = "drain" if drain else "daemon"
+    own: dict[str, Any] = {
+        "kind": "drain" if drain else "daemon", "drain": drain, "max_jobs": max_jobs, "max_seconds": max_seconds,
+        "time_limit": time_limit, "soft_time_limit": soft_time_limit,
+    }  # fmt: skip
 
     def serve(part: Part) -> int:
-        options = worker_options(part.dsn, part.queues, engine, kind=kind, drain=drain, max_jobs=max_jobs, max_seconds=max_seconds)
+        options = worker_options(part.dsn, part.queues, engine, **own)
         configure(engine["log_format"], level, database=part.name)
         # Until the worker has handlers of its own, SIGTERM ends this process as it ends any other.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

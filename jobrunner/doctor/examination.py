@@ -23,6 +23,7 @@ from jobrunner.doctor import (
     snapshots,
     structure,
     tables,
+    topics,
     vacuum,
     waiting,
     workers,
@@ -36,7 +37,7 @@ from jobrunner.texts import redacted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
 CHECK_TIMEOUT = timedelta(seconds=2)  # of one statement: a look must not become the load that it looks for
 
@@ -83,6 +84,7 @@ CHECKS = (
     Check("versions", "workers", "the versions of the workers", workers.versions),
     Check("queues", "workers", "the queues that nobody serves", waiting.queues),
     Check("tasks", "workers", "the tasks that nobody registers", waiting.tasks),
+    Check("topics", "workers", "the groups of topics", topics.look),
     Check("snapshots", "snapshots", "who holds a snapshot", snapshots.look, ours=False),
     Check("dead_rows", "tables", "dead rows", tables.look),
     Check("index_bloat", "tables", "the size of the indexes", indexes.look),

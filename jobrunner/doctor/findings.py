@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
 State = Literal["ok", "note", "bad"]
 
@@ -79,6 +79,7 @@ class Limits:
         skew: between this host's clock and the database's. Nothing is decided by it; people compare logs, and cron starts by it.
         rescue: how long a lost worker may wait for its rescue while others are alive; they look every few seconds.
         between_runs: how long the last run of cron may be over while nobody is alive. The longest usual interval, and a bit.
+        group_note, group_bad: how old the first event may be that a group has yet to get. Delivery takes milliseconds, a retry minutes.
         days_note, days_bad: days for which partitions are there, tomorrow included. Workers keep seven.
         connections_note, connections_bad: share of the connections that are taken.
         oldest, newest: major versions of PostgreSQL that Jobrunner is tested on.
@@ -105,6 +106,8 @@ class Limits:
     skew: timedelta = timedelta(seconds=5)
     rescue: timedelta = 2 * LEASE
     between_runs: timedelta = timedelta(minutes=16)
+    group_note: timedelta = timedelta(minutes=5)
+    group_bad: timedelta = timedelta(hours=1)
     days_note: int = 3
     days_bad: int = 1
     connections_note: float = 0.8

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from jobrunner.store import Database
+    from jobrunner.database import Database
+    from jobrunner.inspection.values import JobRow, Reason
 
 MAX_ATTEMPTS = 200  # shown: a job that snoozes every minute has thousands
 _CLOCKS = timedelta(days=1)  # by which an attempt may seem to lie outside its job's life: the server's clock was set
@@ -53,6 +54,8 @@ def _detail_columns(table: sa.Table) -> list[sa.ColumnElement[Any]]:
         sa.func.jsonb_pretty(columns.checkpoint).label("checkpoint"),
         columns.backoff,
         columns.lease,
+        columns.ordering_key,
+        columns.expires_at,
     ]
 
 
@@ -170,9 +173,15 @@ def _detail(reader: Reader, row: sa.Row[Any], attempts: Sequence[sa.Row[Any]]) -
         worker=row.worker,
         attempts=tuple(_attempt(item) for item in attempts[:MAX_ATTEMPTS]),
         attempts_left_out=len(attempts) > MAX_ATTEMPTS,
-        waiting_reason=None if job.finished_at else waiting_reason(reader, job, cancel_requested=row.cancel_requested_at is not None),
+        waiting_reason=None if job.finished_at else _reason(reader, job, row),
         at=reader.at,
+        ordering_key=row.ordering_key,
+        expires_at=row.expires_at,
     )
+
+
+def _reason(reader: Reader, job: JobRow, row: sa.Row[Any]) -> Reason:
+    return waiting_reason(reader, job, cancel_requested=row.cancel_requested_at is not None, ordering_key=row.ordering_key)
 
 
 def _attempt(row: sa.Row[Any]) -> AttemptRow:

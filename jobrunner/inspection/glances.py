@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
+    from jobrunner.database import Database
     from jobrunner.inspection.reading import Reader
     from jobrunner.inspection.recent import ErrorGroup, Lately
     from jobrunner.inspection.values import JobRow, QueueRow, WorkerRow
-    from jobrunner.store import Database
 
 View = Literal["running", "ready", "failed", "errors", "workers"]
 VIEWS: tuple[View, ...] = get_args(View)

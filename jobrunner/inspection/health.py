@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobrunner.inspection.values import Count, Reason, ago
+from jobrunner.inspection.values import START_ONE, Count, Reason, ago
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -76,9 +76,7 @@ class Pulse:
         if not self.workers_alive:
             seen = f"; the last was seen {ago(self.at - self.last_seen_at)} ago" if self.last_seen_at else ""
             waiting = ", and jobs wait" if self.waiting else ""
-            found.append(
-                Reason("no_worker", f"no worker is alive{seen}{waiting}", "start one: jobrunner work (or jobrunner cron from crontab)")
-            )
+            found.append(Reason("no_worker", f"no worker is alive{seen}{waiting}", START_ONE))
         if self.workers_lost:
             noun = "worker was" if self.workers_lost == 1 else "workers were"
             found.append(

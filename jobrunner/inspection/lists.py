@@ -28,8 +28,8 @@ from jobrunner.schema import jobs as live
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from jobrunner.database import Database
     from jobrunner.inspection.reading import Reader
-    from jobrunner.store import Database
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200

@@ -22,10 +22,10 @@ from jobrunner.schema import jobs as live
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from jobrunner.database import Database
     from jobrunner.filters import StateWord
     from jobrunner.inspection.reading import Reader
     from jobrunner.inspection.values import JobDetail, JobRow
-    from jobrunner.store import Database
 
 DEFAULT_LINES = 200
 MAX_LINES = 1_000

@@ -17,7 +17,7 @@ from jobrunner.inspection.running import running_jobs
 from jobrunner.inspection.values import Count, QueueRow, WorkerRow
 
 if TYPE_CHECKING:
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
 QUEUE_SAMPLE = 10_000  # waiting jobs of one queue that are looked at; above, its counts are lower bounds
 MAX_QUEUES = 200

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
 READ_TIMEOUT = timedelta(seconds=2)  # a page that needs longer is not looked at; a query that runs longer disturbs the workers
 LOCK_TIMEOUT = timedelta(milliseconds=500)  # a migration holds its locks for longer than a reader should queue behind them

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
 DEFAULT_RUNS = 50
 MAX_RUNS = 1000

@@ -29,6 +29,9 @@ class Count:
         return f"{self.value // 1000}k+"
 
 
+START_ONE = "start one: jobrunner work (or jobrunner cron from crontab; an embedded worker comes with its web server)"
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why something is as it is: `code` for programs, `text` a sentence, `hint` what to do about it."""
@@ -136,6 +139,8 @@ class JobDetail:
         attempts: ended runs, newest first; at most `MAX_ATTEMPTS`.
         attempts_left_out: True when there are older ones.
         waiting_reason: why it is not running, or where it runs; None for a finished job.
+        ordering_key: jobs of its queue with the same one run one after the other; None when it has none.
+        expires_at: it is not begun any more after that; None: never.
         at: the database's time of the answer.
     """
 
@@ -169,6 +174,8 @@ class JobDetail:
     attempts_left_out: bool
     waiting_reason: Reason | None
     at: datetime
+    ordering_key: str | None = None
+    expires_at: datetime | None = None
 
     @property
     def stored_state(self) -> State:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from jobrunner.inspection.values import Count, Reason, ago
+from jobrunner.inspection.values import START_ONE, Count, Reason, ago
+from jobrunner.settings import MESSAGE_TASK
 
 if TYPE_CHECKING:
     from jobrunner.inspection.reading import Reader
@@ -38,15 +39,26 @@ _AHEAD = sa.text(
 )
 
 
-def waiting_reason(reader: Reader, job: JobRow, *, cancel_requested: bool) -> Reason:
+# The next job of an ordering key, or the one that runs: what this one waits for.
+_BEFORE = sa.text(
+    "SELECT j.id, j.state, j.run_at FROM jobrunner.jobs j WHERE j.queue = :queue AND j.ordering_key = :key AND j.id <> :id "
+    "AND (j.id < :id OR j.state = 'running') ORDER BY j.state = 'running' DESC, j.ordering_key, j.id LIMIT 1"
+)
+
+
+def waiting_reason(reader: Reader, job: JobRow, *, cancel_requested: bool, ordering_key: str | None = None) -> Reason:
     """Why a live job is where it is."""
     if job.state == "running":
         return _running(reader, job, cancel_requested=cancel_requested)
+    if ordering_key is not None and (before := _before(reader, job, ordering_key)) is not None:
+        return before
     if job.run_at > reader.at:
         when = f"{_clock(job.run_at)}, in {ago(job.run_at - reader.at)}"
         if job.state == "retrying":
             return Reason("retry_due", f"waits for its next attempt, due {when}", "retry makes it due now")
         return Reason("scheduled", f"is scheduled for {when}", "retry makes it due now")
+    if job.task == MESSAGE_TASK:
+        return _message(reader, job)
     workers = reader.connection.execute(_WORKERS, {"queue": job.queue, "task": job.task}).all()
     return _unserved(reader, job, workers) or _behind(reader, job, [worker for worker in workers if worker.listens and worker.registers])
 
@@ -61,6 +73,30 @@ def _running(reader: Reader, job: JobRow, *, cancel_requested: bool) -> Reason:
     if cancel_requested:
         return Reason("cancelling", f"runs on {where} and was asked to stop")
     return Reason("running", f"runs on {where}")
+
+
+def _before(reader: Reader, job: JobRow, key: str) -> Reason | None:
+    """The reason when another job of the same ordering key comes first, else None."""
+    found = reader.connection.execute(_BEFORE, {"queue": job.queue, "key": key, "id": job.id}).one_or_none()
+    if found is None:
+        return None
+    late = f", due {_clock(found.run_at)}" if found.state == "queued" and found.run_at > reader.at else ""
+    return Reason(
+        "after_its_key",
+        f"waits for job {found.id} of the same ordering key {key!r}, which is {found.state}{late}",
+        f"see:   jobrunner jobs show {found.id}     (cancel ends it, and lets the next one go)",
+    )
+
+
+def _message(reader: Reader, job: JobRow) -> Reason:
+    """No worker runs messages: whoever takes them is a consumer, there only while he asks for some."""
+    workers = reader.connection.execute(_WORKERS, {"queue": job.queue, "task": job.task}).all()
+    asking = sum(bool(worker.listens and worker.registers) for worker in workers)
+    if asking:
+        return Reason("due", f"is due; {asking} {'consumer takes' if asking == 1 else 'consumers take'} messages of queue {job.queue!r}")
+    return Reason(
+        "no_consumer", f"no program takes messages of queue {job.queue!r} at this moment", f"see:   jobrunner queue peek {job.queue}"
+    )
 
 
 def _unserved(reader: Reader, job: JobRow, workers: Any) -> Reason | None:
@@ -82,7 +118,7 @@ def _unserved(reader: Reader, job: JobRow, workers: Any) -> Reason | None:
             if last
             else "; none was ever started on this database"
         )
-        return Reason("no_worker", f"no worker is alive{seen}", "start one: jobrunner work (or jobrunner cron from crontab)")
+        return Reason("no_worker", f"no worker is alive{seen}", START_ONE)
     seen = f" (one did {ago(reader.at - last.heartbeat_at)} ago: {last.name})" if last and last.listened else ""
     return Reason(
         "queue_not_served", f"no live worker listens on queue {job.queue!r}{seen}", f"start one: jobrunner work --queues {job.queue}"

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
 
+    from jobrunner.database import Database
     from jobrunner.history.archive import Archive, Sink
-    from jobrunner.store import Database, Store
+    from jobrunner.store import Store
 
 logger = logging.getLogger("jobrunner.maintenance")
 

@@ -1,4 +1,5 @@
 -- claim: queued -> running; takes due jobs of one queue and one priority in the order (run_at, id), behind a floor.
+--   Jobs with an ordering key are not among them: claim_ordered.sql; nor are those that have expired: expire.sql.
 -- Parameters: worker_id; tasks text[] (names this worker registers); queue; priority; floor_run_at, floor_id (the last key
 --   claimed here, or 1970 and 0 for a scan from the start); take (rows, at most); past_gate (who has waited for long asks no gate).
 -- Guard: the worker's own lease holds, by the database's clock; state and due time are checked in the locking SELECT and again in the UPDATE.
@@ -24,7 +25,7 @@ WITH gate AS MATERIALIZED (
     FROM jobrunner.jobs j
     WHERE j.state = 'queued' AND j.queue = :'queue'::text AND j.priority = :'priority'::smallint
       AND j.run_at <= now() AND (j.run_at, j.id) > (:'floor_run_at'::timestamptz, :'floor_id'::bigint)
-      AND j.task = ANY (:'tasks'::text[]) AND EXISTS (SELECT FROM alive)
+      AND j.task = ANY (:'tasks'::text[]) AND j.ordering_key IS NULL AND (j.expires_at IS NULL OR j.expires_at > now()) AND EXISTS (SELECT FROM alive)
     ORDER BY j.run_at, j.id
     LIMIT :'take'::integer
     FOR UPDATE OF j SKIP LOCKED

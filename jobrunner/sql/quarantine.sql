@@ -25,11 +25,11 @@ WITH f AS MATERIALIZED (
 INSERT INTO jobrunner.job_history (
     id, task, args, queue, priority, tags, meta, parent_id, unique_key, created_at, run_at, state, lease, attempt, max_attempts,
     backoff, backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, time_limit, soft_time_limit, cpu_limit,
-    memory_limit, memory_limit_on_retry, output_limit, max_processes, progress, progress_text, checkpoint, last_error_type, last_error, last_error_at,
+    memory_limit, memory_limit_on_retry, output_limit, max_processes, ordering_key, expires_at, progress, progress_text, checkpoint, last_error_type, last_error, last_error_at,
     worker_id, started_at, finished_at, result, wait_ms, run_ms, cpu_ms, peak_memory)
 SELECT id, task, args, queue, priority, tags, meta, parent_id, unique_key, created_at, run_at, 'quarantined', lease, attempt, max_attempts,
     backoff, backoff_base, backoff_cap, backoff_jitter, least(crash_count + 1, 32767)::smallint, max_crashes, time_limit, soft_time_limit, cpu_limit,
-    memory_limit, memory_limit_on_retry, output_limit, max_processes, progress, progress_text, checkpoint,
+    memory_limit, memory_limit_on_retry, output_limit, max_processes, ordering_key, expires_at, progress, progress_text, checkpoint,
     error_type, message, now(),
     worker_id, began_at, now(), NULL, greatest(0, extract(epoch FROM began_at - run_at) * 1000)::bigint, run_ms, cpu_ms, peak_memory
 FROM done

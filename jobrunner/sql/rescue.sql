@@ -1,8 +1,9 @@
 -- rescue: running -> queued; the worker was lost and its jobs go back. Counts a crash when the attempt is known to have begun, or might have the
 --   first time; a job that crashed before is only begun after start.sql said so, so a neighbour is never blamed twice. Gives the attempt back.
 -- Parameters: worker_ids bigint[] (from lost_workers.sql, same transaction, whose row locks keep the fence: their leases are over).
--- Guard: running under a lost worker, crashes left or none counted, no cancel asked. Locks: the rows, in id order.
--- Index: jobs_running; then jobs_pkey. Between them rescue, rescue_quarantine and rescue_abort leave no job behind.
+-- Guard: running under a lost worker, crashes left or none counted, no cancel asked. Locks: the rows, SKIP LOCKED: an end of the attempt that
+--   is being written may be part of the application's transaction, and nobody may wait for that. Index: jobs_running; then jobs_pkey.
+--   Between them rescue, rescue_quarantine and rescue_abort leave no job behind but those; look_again.sql has them looked at soon.
 WITH old AS MATERIALIZED (
     SELECT j.id, j.attempt, j.lease, j.worker_id, j.task, j.queue, j.started_at,
            j.started_at IS NOT NULL OR (j.crash_count = 0 AND j.max_crashes > 1) AS counted
@@ -11,7 +12,7 @@ WITH old AS MATERIALIZED (
       AND j.cancel_requested_at IS NULL
       AND (j.crash_count + 1 < j.max_crashes OR NOT (j.started_at IS NOT NULL OR (j.crash_count = 0 AND j.max_crashes > 1)))
     ORDER BY j.id
-    FOR UPDATE OF j
+    FOR UPDATE OF j SKIP LOCKED
 ), moved AS (
     UPDATE jobrunner.jobs j
     SET state = 'queued', worker_id = NULL, claimed_at = NULL, started_at = NULL, cancel_requested_at = NULL,

@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 import sqlalchemy as sa
 
-from jobrunner.errors import ConfigurationError, JobControl, JobrunnerError, NotDrained
-from jobrunner.jobs import Leaving, WorkerCounts
+from jobrunner.control import JobControl
+from jobrunner.errors import ConfigurationError, JobrunnerError, NotDrained
+from jobrunner.jobs import Floor, Leaving, Walk, WorkerCounts
 from jobrunner.payload import parse_object
-from jobrunner.store import Floor
+from jobrunner.places import OwnTransaction
+from jobrunner.subscriptions import LOG
 from jobrunner.testing.drained import Attempt, Drained
 from jobrunner.testing.executing import execute
 from jobrunner.testing.handles import SERVED, JobInTest
+from jobrunner.topics.publishing import tell
+from jobrunner.worker.deliveries import start
 from jobrunner.worker.finisher import Finisher
 from jobrunner.worker.notebook import write
 
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from jobrunner.testing.ground import Ground
 
 LEASE = timedelta(hours=1)  # of the row that stands for the test among the workers: longer than a stop in a debugger
+EXPIRED_AT_ONCE = 10_000  # jobs: more than a test has
 SHOWN_ARGS = 200  # characters of the arguments in a note on an exception
 _OURS = str(Path(__file__).resolve().parents[1]) + os.sep
 
@@ -46,13 +51,21 @@ _OURS = str(Path(__file__).resolve().parents[1]) + os.sep
 # now() lags, and a run_at that the app took from its own clock would be in the future of it.
 _DUE = "(run_at <= coalesce(%(now)s::timestamptz, now()) OR (lease = 0 AND run_at <= clock_timestamp()))"
 _ONE = "LIMIT 1 FOR UPDATE SKIP LOCKED"  # as a worker does: a row that another session holds is not waited for
+# Of an ordering key only the next one, as in `claim_ordered.sql`.
+_IN_TURN = (
+    "(j.ordering_key IS NULL OR NOT EXISTS (SELECT FROM jobrunner.jobs o WHERE o.queue = j.queue AND o.ordering_key = j.ordering_key "
+    "AND (o.id < j.id OR o.state = 'running')))"
+)
 _NEXT = (
-    "SELECT id, task, queue, priority, run_at FROM jobrunner.jobs WHERE state = 'queued' AND task = ANY (%(tasks)s) "
-    "AND (%(queues)s::text[] IS NULL OR queue = ANY (%(queues)s::text[])) AND (%(id)s::bigint IS NULL OR id = %(id)s::bigint) "
+    "SELECT id, task, queue, priority, run_at, ordering_key FROM jobrunner.jobs j "  # noqa: S608  texts of this file only
+    f"WHERE state = 'queued' AND {_IN_TURN} AND task = ANY (%(tasks)s) "
+    "AND (%(queues)s::text[] IS NULL OR queue = ANY (%(queues)s::text[])) "
+    "AND (%(id)s::bigint IS NULL OR id = %(id)s::bigint) "
 )
 _NEXT_DUE = f"{_NEXT} AND {_DUE} ORDER BY priority, run_at, id {_ONE}"
 _NEXT_EVER = f"{_NEXT} ORDER BY run_at, priority, id {_ONE}"
 _MAKE_DUE = "UPDATE jobrunner.jobs SET run_at = least(run_at, now()) WHERE id = %s AND state = 'queued' RETURNING run_at"
+_EXPIRED = "UPDATE jobrunner.jobs SET expires_at = least(expires_at, now()) WHERE state = 'queued' AND expires_at <= %s"
 _GIVE_BACK_RUN_AT = "UPDATE jobrunner.jobs SET run_at = %s WHERE id = %s"
 _COUNT_FROM_CLOCK = "UPDATE jobrunner.jobs SET run_at = run_at + (%s - now()) WHERE id = %s AND state = 'queued'"
 _OUTCOME = "SELECT outcome FROM jobrunner.v_attempts WHERE job_id = %s AND lease = %s"
@@ -74,6 +87,7 @@ class _Next(NamedTuple):
     queue: str
     priority: int
     run_at: datetime
+    ordering_key: str | None
 
 
 def event_loop() -> closing[asyncio.Runner]:
@@ -101,7 +115,7 @@ class Drainer:
         self._ground.before()
         try:
             with self._worker(which) as worker_id, event_loop() as runner:
-                while (found := self._next(which)) is not None:
+                while (found := self._next(which) or self._delivering(which)) is not None:
                     if len(attempts) >= limit:
                         problem = f"next is job {found.id}, task {found.task!r}"
                         hint = "does a job enqueue or snooze itself for ever? else raise the limit: drain(limit=…)"
@@ -129,6 +143,9 @@ class Drainer:
     def _next(self, which: Which) -> _Next | None:
         parameters = {"tasks": list(which.tasks), "queues": which.queues and list(which.queues), "id": which.job_id}
         with self._ground.database.store() as store:
+            if self._clock.moved:
+                store.connection.execute(_EXPIRED, (self._clock.now(),))
+            store.expire(EXPIRED_AT_ONCE)
             row = store.connection.execute(_NEXT_DUE, {**parameters, "now": self._clock.now() if self._clock.moved else None}).fetchone()
             if row is None and which.with_scheduled:
                 row = store.connection.execute(_NEXT_EVER, parameters).fetchone()
@@ -139,12 +156,27 @@ class Drainer:
             self._clock.travel_to(found.run_at)
         return found
 
+    def _delivering(self, which: Which) -> _Next | None:
+        """The next job once groups that read the log have been looked at, as workers do."""
+        tasks = [each.task for each in self._jobs.subscriptions.values() if each.mode == LOG and each.task in which.tasks]
+        if not tasks:
+            return None
+        tell(self._jobs, OwnTransaction(self._ground.database))
+        queues = which.queues or [self._jobs.registry.get(task).policy.queue for task in tasks]
+        with self._ground.database.store() as store:
+            started, _ = start(store.connection, queues, tasks)
+        return self._next(which) if started else None
+
     def _claimed(self, found: _Next, worker_id: int, done: int) -> ClaimedJob:
         """Claim exactly this job. A claim looks at the database's clock, so a job that is due on the test's is made due for it."""
         with self._ground.database.store() as store, store.connection.transaction():
             row = store.connection.execute(_MAKE_DUE, (found.id,)).fetchone()
-            floor = Floor(row[0], found.id - 1) if row is not None else None
-            claimed = store.claim(worker_id, [found.task], found.queue, found.priority, 1, floor) if floor is not None else []
+            claimed: list[ClaimedJob] = []
+            if row is not None and found.ordering_key is not None:
+                walk = Walk(given=(found.ordering_key,))
+                claimed = store.claim_ordered(worker_id, [found.task], found.queue, found.priority, 1, walk).jobs
+            elif row is not None:
+                claimed = store.claim(worker_id, [found.task], found.queue, found.priority, 1, Floor(row[0], found.id - 1))
             store.connection.execute(_GIVE_BACK_RUN_AT, (found.run_at, found.id))
         if [job.id for job in claimed] != [found.id]:
             hint = "a worker or another test uses this database; each test process needs one of its own"

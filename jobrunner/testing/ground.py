@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from jobrunner.app import JobRunner
+    from jobrunner.database import Database
     from jobrunner.policies import Options
-    from jobrunner.store import Database
 
     Enter = Callable[[], AbstractContextManager[Any]]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-SERVED = "SELECT name, host FROM jobrunner.v_workers WHERE state = 'alive' AND kind <> 'test' LIMIT 1"
+SERVED = "SELECT name, host FROM jobrunner.v_workers WHERE state = 'alive' AND kind NOT IN ('test', 'consumer') LIMIT 1"
 _END = "SELECT state, task, result, error_type, error FROM jobrunner.v_jobs WHERE id = %s"
 _LAST_ATTEMPT = "SELECT traceback, exit_cause FROM jobrunner.v_attempts WHERE job_id = %s ORDER BY lease DESC LIMIT 1"
 
@@ -52,8 +52,8 @@ class JobInTest(Job[R]):
             if state != State.SUCCEEDED:
                 attempt = store.connection.execute(_LAST_ATTEMPT, (self.id,)).fetchone() or (None, None)
                 raise JobFailed(self.id, state, error_type, error, *attempt)
-        annotation = self._jobs.registry[task].result_annotation if task in self._jobs.registry else Any
-        return payload.decode_result(annotation, value)  # type: ignore[no-any-return]
+        found = self._jobs.registry.find(task)
+        return payload.decode_result(Any, value) if found is None else found.decode_result(value)  # type: ignore[no-any-return]
 
     def _refuse_to_wait(self) -> None:
         self.refresh()

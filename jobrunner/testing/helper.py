@@ -126,7 +126,7 @@ class Jobs:
         __tracebackhide__ = True
         _, drainer, _ = self._in_use()
         given = tasks if tasks is None or isinstance(tasks, (list, tuple, set)) else [tasks]
-        names = self._jobs.registry.names() if given is None else [criteria.task_of(self._jobs, task).name for task in given]
+        names = self._jobs.task_names() if given is None else [criteria.task_of(self._jobs, task).name for task in given]
         which = Which(names, [queue] if isinstance(queue, str) else queue, with_scheduled=with_scheduled)
         return drainer.drain(which, limit, raise_errors=raise_errors)
 
@@ -154,7 +154,7 @@ class Jobs:
         finally:
             ground.after()
         data = payload.parse_object(f'{{"value": {result or "null"}}}')["value"]
-        decoded: R = payload.decode_result(registered.result_annotation, data)
+        decoded: R = registered.decode_result(data)
         return decoded
 
     @contextmanager

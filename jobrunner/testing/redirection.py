@@ -106,7 +106,7 @@ class Redirection:
             run_at = options.run_at or (now if options.delay is None else now + options.delay)
             with self._ground.database.store() as store:
                 store.connection.execute(_STAMP, (now, run_at, ids))
-        if self.immediate is not None:
+        if self.immediate is not None and task.name in self._jobs.registry:  # a message waits for who gets it
             for job_id in ids:
                 self._drainer.run_once(task.name, job_id, raise_errors=self.immediate == "raise")
 

@@ -7,15 +7,16 @@ the test's transaction usable.
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import psycopg
 from psycopg import errors as pg
 from psycopg.pq import TransactionStatus
 
+from jobrunner.database import Database
 from jobrunner.errors import ConfigurationError
 from jobrunner.settings import Dsn
-from jobrunner.store import Database, Store
+from jobrunner.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -110,8 +111,34 @@ class TransactionDatabase(Database):
         """A `Store` in the test's transaction."""
         yield Store(cast("psycopg.Connection[Any]", TransactionConnection(self._connection())))
 
+    @property
+    def ready(self) -> Any:  # type: ignore[override]  # what stands ready is the one connection that there is
+        """Connections for statements that commit by themselves elsewhere: here each is a savepoint."""
+        return _Ready(self._connection)
+
     def close(self) -> None:
         """Nothing: the connection is the test's."""
+
+
+class _Ready:
+    """In place of the connections that stand ready: all are the test's transaction."""
+
+    def __init__(self, connection: Callable[[], sa.Connection]) -> None:
+        self._connection = connection
+
+    def take(self) -> _Taken:
+        return _Taken(TransactionConnection(self._connection()))
+
+    def give(self, taken: _Taken) -> None:
+        """Nothing to give back."""
+
+
+class _Taken(NamedTuple):
+    connection: TransactionConnection
+
+    @property
+    def cursor(self) -> TransactionConnection:
+        return self.connection
 
 
 class _Engine:

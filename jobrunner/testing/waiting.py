@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobrunner.app import JobRunner
+    from jobrunner.database import Database
     from jobrunner.handle import Job
-    from jobrunner.store import Database
     from jobrunner.testing.clock import Clock
     from jobrunner.testing.criteria import Wanted
     from jobrunner.testing.ground import Ground

@@ -7,14 +7,13 @@ database one at a time is at it, so that they need one connection more than they
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from jobrunner import clock
+from jobrunner import clock, jitter
 from jobrunner.connecting import connect
 from jobrunner.errors import DatabaseUnreachable
 from jobrunner.store import Store
@@ -64,7 +63,7 @@ class Chores:
         if self._is_busy() or not self._upkeep.due(now):
             return
         if not self._is_our_turn(store, worker_id):
-            self._upkeep.put_off(now + TURN_AGAIN * random.uniform(0.5, 1.0))  # noqa: S311  spreads workers, guards nothing
+            self._upkeep.put_off(now + TURN_AGAIN * jitter.between(0.5, 1.0))  # spreads workers
             return
         self._thread = threading.Thread(target=self._run, args=(worker_id,), name=SESSION, daemon=True)
         self._thread.start()

@@ -15,8 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobrunner import payload
+from jobrunner.control import Cancel, Fail, JobControl, JobStopped, Retry, Snooze
 from jobrunner.current import JobContext, enter, leave, running
-from jobrunner.errors import Cancel, Fail, JobControl, JobStopped, Retry, Snooze, SoftTimeLimitExceeded, UnstorableResult
+from jobrunner.errors import SoftTimeLimitExceeded, UnstorableResult
 from jobrunner.jobs import Ending
 from jobrunner.texts import cut, storable
 from jobrunner.worker.failures import MESSAGE_LIMIT, describe

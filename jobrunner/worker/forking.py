@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.errors import AppImportError
 from jobrunner.keeping import Rule
-from jobrunner.worker import wire
+from jobrunner.worker import roots, wire
 from jobrunner.worker.children import KILL_AFTER
 from jobrunner.worker.log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+FAREWELL = 5.0  # seconds for what an application wants done when its processes end in order; one that wants nothing takes no time
 
 
 class Forking:
@@ -26,10 +28,11 @@ class Forking:
     Attributes:
         tasks: names of all tasks of the application; `coroutines` those that are `async def`, `captured` those with `capture_output`.
         keep: what it says about how long finished jobs are kept, under the name of the application.
+        declared: its subscriptions to topics; `delivering`: the tasks of those that read the log.
     """
 
-    def __init__(self, app: str | None, dsn: str) -> None:
-        """Start the template and wait for the app's import.
+    def __init__(self, app: str | None, dsn: str, name: str | None = None) -> None:
+        """Start the template and wait for the app's import; `name` is that of the worker, when it was given one.
 
         Raises:
             AppImportError: the app cannot be imported; the message is the app's own error.
@@ -42,7 +45,7 @@ class Forking:
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
         theirs.close()
         try:
-            wire.send_message(self.control, {"dsn": dsn})
+            wire.send_message(self.control, {"dsn": dsn, "name": name, "roots": roots.added})
             message = self.hear()
         except BaseException:  # told to stop while it imports
             self.process.kill()
@@ -58,6 +61,8 @@ class Forking:
         self.tasks: Sequence[str] = message["tasks"]
         self.coroutines: Sequence[str] = message["coroutines"]
         self.captured: frozenset[str] = frozenset(message["captured"])
+        self.declared: list[dict[str, Any]] = message["subscriptions"]
+        self.delivering = [each["task"] for each in self.declared if each["mode"] == "log"]
         keep = message["keep"]
         self.keep: tuple[str, list[Rule]] = (
             keep["app"],
@@ -84,11 +89,15 @@ class Forking:
         if not self.say({"do": "lease", "ends": ends}):
             logger.debug("the template is gone; the main loop will see it")
 
-    def end(self) -> None:
-        """End it, and with it every child; returns when they are gone."""
-        self.say({"do": "stop"})
+    def end(self, *, in_order: bool = False) -> None:
+        """End it, and with it every child; returns when they are gone.
+
+        Args:
+            in_order: the children were told to leave, and may do what the application wants done at the end of a process.
+        """
+        self.say({"do": "stop", "in_order": in_order})
         try:
-            self.process.wait(timeout=KILL_AFTER)
+            self.process.wait(timeout=KILL_AFTER + (FAREWELL if in_order else 0.0))
         except subprocess.TimeoutExpired:
             self.process.kill()  # the kernel ends its children
             self.process.wait()

@@ -6,14 +6,14 @@ one condition.
 
 from __future__ import annotations
 
-import random
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from jobrunner import clock
+from jobrunner import clock, jitter
+from jobrunner.claimer import LONGEST_STEP_BACK, Room
 from jobrunner.connecting import connect, plan_once
 from jobrunner.errors import DatabaseUnreachable
 from jobrunner.jobs import Ended, Ending, Unsuccessful
@@ -21,7 +21,6 @@ from jobrunner.store import Store
 from jobrunner.transient import is_transient
 from jobrunner.worker import notebook
 from jobrunner.worker.chores import Chores
-from jobrunner.worker.claimer import LONGEST_STEP_BACK, Room
 from jobrunner.worker.finisher import Finisher
 from jobrunner.worker.log import logger
 
@@ -30,14 +29,16 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
+    from jobrunner.claimer import Claimer
     from jobrunner.jobs import ClaimedJob, LogLine, Note
     from jobrunner.settings import Dsn
-    from jobrunner.worker.claimer import Claimer
+    from jobrunner.worker.deliveries import Deliveries
     from jobrunner.worker.upkeep import Report
 
-MAINTENANCE = 1.0  # seconds between looks for lost workers and cancellations
+MAINTENANCE = 1.0  # seconds between looks for lost workers, cancellations and jobs that have expired
 MAINTENANCE_SLACK = 0.25  # seconds that such a look waits for a claim to go with, while there is no job that could be cancelled
 CROWD_SLACK = LONGEST_STEP_BACK  # seconds, while it waits for others that are in the way: they look as well
+EXPIRED_AT_ONCE = 500  # jobs that one statement ends: a round stays short
 _MAX_BACKOFF = 5.0  # seconds between attempts to reach a database that is away
 _BATCH = 1000  # outcomes of one transaction
 _LINGER = 0.005  # seconds that outcomes of short jobs wait for more of them: a statement for many costs half of what several for few do
@@ -51,10 +52,16 @@ class Link(threading.Thread):
     Args:
         claimers: one for each lane of the pool, in the same order.
         chores: rare steps that keep the tables in shape; see `Upkeep`.
+        deliveries: looks for events that groups of the application have to get.
     """
 
     def __init__(
-        self, dsn: Dsn, claimers: Sequence[Claimer], wake_main: Callable[[], None], chores: Sequence[Callable[[Store], Report]] = ()
+        self,
+        dsn: Dsn,
+        claimers: Sequence[Claimer],
+        wake_main: Callable[[], None],
+        chores: Sequence[Callable[[Store], Report]] = (),
+        deliveries: Deliveries | None = None,
     ) -> None:
         super().__init__(name="jobrunner-link", daemon=True)
         self.dsn, self.claimers = dsn, claimers
@@ -78,8 +85,10 @@ class Link(threading.Thread):
         self._woken = False
         self._connection: Connection[Any] | None = None
         self._held: dict[int, int] = {}  # job id → lease, from a claim's answer to the commit of its outcome
+        self._keys: dict[int, tuple[str, str]] = {}  # queue and ordering key of those of them that have one
         self._maintain_at = 0.0
         self._chores = Chores(dsn, chores)
+        self._deliveries = deliveries
         self._tidy = False
         self._outage_since: float | None = None
         self._failures = 0
@@ -141,6 +150,7 @@ class Link(threading.Thread):
         with self._condition:
             self.worker_id = worker_id
             self._held.clear()
+            self._keys.clear()
 
     def unwritten(self) -> int:
         """Outcomes and words of jobs that are not in the database yet."""
@@ -175,7 +185,10 @@ class Link(threading.Thread):
         now = clock.monotonic()
         if self._outcomes_due(now) or self._starts or self._closing:
             return True
-        return any(self._woken or claimer.wants(room, now) for claimer, room in self._with_room())
+        return any(self._woken or self._delivers(now) or claimer.wants(room, now) for claimer, room in self._with_room())
+
+    def _delivers(self, now: float) -> bool:
+        return self._deliveries is not None and self._deliveries.due(now)
 
     def _outcomes_due(self, now: float) -> bool:
         return bool(self._outcomes) and (now >= self._write_at or len(self._outcomes) >= _ENOUGH)
@@ -188,7 +201,10 @@ class Link(threading.Thread):
 
     def _patience(self) -> float:
         now = clock.monotonic()
-        times = [self._maintain_at + self._slack(), *(claimer.next_at for claimer, _ in self._with_room())]
+        with_room = self._with_room()
+        times = [self._maintain_at + self._slack(), *(claimer.next_at for claimer, _ in with_room)]
+        if with_room and self._deliveries is not None and self._deliveries.tasks:
+            times.append(self._deliveries.next_at)
         if self._notebook.due_at is not None:
             times.append(self._notebook.due_at)
         if self._outcomes:
@@ -221,9 +237,13 @@ class Link(threading.Thread):
                 self._tell("written", len(outcomes))
             for outcome in outcomes:
                 self._held.pop(outcome.id, None)
+            self._follow(outcomes)
+            if self._deliveries is not None:
+                self._deliveries.ended()
         # Before the claim: a worker that drains must not leave before it has looked for the jobs of lost ones.
         if maintains := clock.monotonic() >= self._maintain_at:
             self._maintain(store)
+        self._deliver(store)
         self._claim(store, began)
         if maintains:
             self._chores.mind(store, self.worker_id)
@@ -235,6 +255,18 @@ class Link(threading.Thread):
             self._chores.leave(self._connected if tidy else None)
         except (psycopg.Error, DatabaseUnreachable, OSError) as error:
             logger.warning("upkeep broken off; others take it up", extra={"error": type(error).__name__})
+
+    def _follow(self, outcomes: Sequence[Ended]) -> None:
+        """Where a job with an ordering key has ended, the next of the same key can begin: at once, not with the next look."""
+        if not self._keys:
+            return
+        ended: dict[str, set[str]] = {}
+        for outcome in outcomes:
+            if (found := self._keys.pop(outcome.id, None)) is not None:
+                ended.setdefault(found[0], set()).add(found[1])
+        if ended:
+            for claimer in self.claimers:
+                claimer.follow(ended)
 
     def _write_words(self, store: Store, *, at_once: bool) -> None:
         """Write what jobs said: before any end that is about to be written, else when it has waited long enough."""
@@ -251,6 +283,18 @@ class Link(threading.Thread):
             raise
         for note in superseded:
             self._tell("superseded", (note.id, note.lease))
+
+    def _deliver(self, store: Store) -> None:
+        """Before the claim, which then finds the jobs of groups that have something to get."""
+        if self._deliveries is None or not self._deliveries.tasks:
+            return
+        with self._condition:
+            if self._woken:
+                self._deliveries.wake()
+            due = self._claiming and bool(self._with_room()) and self._deliveries.due(clock.monotonic())
+        if due and self._deliveries.look(store):
+            for claimer in self.claimers:
+                claimer.wake()
 
     def _claim(self, store: Store, began: float) -> None:
         with self._condition:
@@ -272,6 +316,8 @@ class Link(threading.Thread):
             by_queue = room.by_queue
             for job in jobs:
                 self._held[job.id] = job.lease
+                if job.ordering_key is not None:
+                    self._keys[job.id] = job.queue, job.ordering_key
             claimed.append(jobs)
         if any(claimed):
             with self._condition:
@@ -286,7 +332,10 @@ class Link(threading.Thread):
 
     def _maintain(self, store: Store) -> None:
         self._maintain_at = clock.monotonic() + MAINTENANCE
-        lost, count = store.rescue()
+        any_lost, any_expired = store.overdue()
+        if any_expired and store.expire(EXPIRED_AT_ONCE) == EXPIRED_AT_ONCE:
+            self._maintain_at = 0.0  # there are more
+        lost, count = store.rescue() if any_lost else ([], 0)
         self.rescued_count += count
         for worker in lost:
             logger.warning("rescued the jobs of a lost worker", extra={"worker": worker.name, "worker_id": worker.id, "jobs": count})
@@ -323,7 +372,7 @@ class Link(threading.Thread):
             self._outage_since = now
             logger.error("database away; running jobs go on, outcomes wait", extra={"error": type(error).__name__})
         self._failures += 1
-        pause = min(_MAX_BACKOFF, 0.1 * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311  jitter, not a secret
+        pause = min(_MAX_BACKOFF, 0.1 * 2 ** min(self._failures, 10)) * jitter.between(0.5, 1.0)
         with self._condition:
             self._condition.wait_for(lambda: False, timeout=pause)
 

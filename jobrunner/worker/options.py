@@ -42,6 +42,7 @@ class WorkerOptions:
         async_slots: when above 0, `async def` tasks run in so many slots of one event loop, in a process of their own.
         max_jobs_per_child, max_memory_per_child: after so many jobs, or above so many resident bytes, a child process is replaced
             by a fresh one, between two jobs.
+        time_limit, soft_time_limit: of jobs that have none of their own; a job's own goes before them.
         name: shown in `v_workers`; default `host:pid`.
         kind: `daemon`, `drain`, …; see the workers table.
         drain: leave when nothing is due and nothing runs.
@@ -67,6 +68,8 @@ class WorkerOptions:
     async_slots: int = 0
     max_jobs_per_child: int | None = None
     max_memory_per_child: int | None = None
+    time_limit: timedelta | None = None
+    soft_time_limit: timedelta | None = None
     name: str | None = None
     kind: str = "daemon"
     drain: bool = False
@@ -95,6 +98,9 @@ class WorkerOptions:
             "async-slots": self.async_slots < 0,
             "max-jobs-per-child": self.max_jobs_per_child is not None and self.max_jobs_per_child < 1,
             "max-memory-per-child": self.max_memory_per_child is not None and self.max_memory_per_child < LEAST_MEMORY,
+            "time-limit": self.time_limit is not None and self.time_limit <= timedelta(0),
+            "soft-time-limit": self.soft_time_limit is not None
+            and (self.soft_time_limit <= timedelta(0) or (self.time_limit is not None and self.soft_time_limit > self.time_limit)),
             "lease": self.lease < _MIN_LEASE,
             "poll": self.poll <= timedelta(0),
             "max-jobs": self.max_jobs is not None and self.max_jobs < 1,
@@ -126,6 +132,8 @@ _HINTS = {
     "async-slots": "how many; 0 is none",
     "max-jobs-per-child": "at least 1",
     "max-memory-per-child": "a size with its unit, such as 512MB; a child holds more than 16MB before its first job",
+    "time-limit": "above 0 seconds",
+    "soft-time-limit": "above 0 seconds, and at most --time-limit",
     "lease": "at least 1 second; the default is 30",
     "poll": "above 0 seconds; the default is 1",
     "max-jobs": "at least 1",

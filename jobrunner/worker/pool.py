@@ -38,6 +38,7 @@ class Shape(NamedTuple):
         threads: when above 0, jobs run in so many threads of one child instead.
         coroutines: when above 0, `async def` tasks run in so many slots of one event loop instead.
         max_jobs, max_memory: of one child, after which a fresh one takes its place between jobs; None for no bound.
+        name: that the worker was given, for what lives beside the tasks.
     """
 
     processes: int
@@ -45,6 +46,7 @@ class Shape(NamedTuple):
     coroutines: int = 0
     max_jobs: int | None = None
     max_memory: int | None = None
+    name: str | None = None
 
 
 class Pool:
@@ -79,7 +81,7 @@ class Pool:
 
     def start(self) -> None:
         """Start the template, which imports the app; then `forking` has the names of its tasks. Raises AppImportError."""
-        self.forking = Forking(self.app, self.dsn)
+        self.forking = Forking(self.app, self.dsn, self.shape.name)
         for lane in self.lanes:
             lane.captured = self.forking.captured
         self._selector.register(self.forking.control, selectors.EVENT_READ, self._on_control)
@@ -123,12 +125,17 @@ class Pool:
         for number, descriptor in child.outputs.items():
             self._selector.register(descriptor, selectors.EVENT_READ, lambda number=number: self._on_output(child, number))
 
-    def halt(self, exit_cause: str, *, blame: bool = False) -> None:
+    def halt(self, exit_cause: str, *, blame: bool = False, in_order: bool = False) -> None:
         """End the template and with it every child; returns when they are gone.
 
-        What they finished counts; what they were running is given back, or counts as a crash when they are to `blame`.
+        What they finished counts; what they were running is given back, or counts as a crash when they are to `blame`. `in_order`
+        lets children that run nothing leave by themselves, with what the application wants done at the end of a process.
         """
-        self.forking.end()
+        idle = in_order and not any(True for _ in self.in_flight())
+        if idle:
+            for child in self.children():
+                child.dismiss()
+        self.forking.end(in_order=idle)
         now = clock.monotonic()
         for lane in self.lanes:
             for child in list(lane.children.values()):

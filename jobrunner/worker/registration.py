@@ -6,7 +6,6 @@ It must not know the children nor claim anything.
 from __future__ import annotations
 
 import os
-import random
 import socket
 import time
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import InsufficientPrivilege
 
-from jobrunner import clock, migrate
+from jobrunner import clock, jitter, migrate, subscriptions
 from jobrunner.connecting import connect, may_pass
 from jobrunner.errors import DatabaseUnreachable
 from jobrunner.history.rules import say_code
@@ -26,7 +25,7 @@ from jobrunner.worker.heartbeat import Heartbeat
 from jobrunner.worker.log import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from jobrunner.keeping import Rule
     from jobrunner.worker.options import WorkerOptions
@@ -95,7 +94,7 @@ class Registration:
             try:
                 connect(self.options.dsn).close()  # its error is the one with the reason
             except DatabaseUnreachable as error:
-                pause = random.uniform(*_PAUSE)  # noqa: S311  spreads processes, guards nothing
+                pause = jitter.between(*_PAUSE)  # spreads processes
                 if clock.monotonic() + pause > ends or not may_pass(error):
                     raise
                 time.sleep(pause)
@@ -152,8 +151,10 @@ class Registration:
         )
         self.heartbeat.start()
 
-    def announce(self, tasks: Sequence[str], keep: tuple[str, Sequence[Rule]]) -> bool:
-        """Say which tasks run here, and how long the application keeps their jobs, once it is imported. False when the lease was lost.
+    def announce(self, tasks: Sequence[str], keep: tuple[str, Sequence[Rule]], declared: Sequence[Mapping[str, Any]]) -> bool:
+        """Say which tasks run here, how long the application keeps their jobs, and what it subscribes to, once it is imported.
+
+        False when the lease was lost.
 
         Raises:
             DatabaseUnreachable, psycopg.Error: it is not known.
@@ -164,6 +165,11 @@ class Registration:
             except InsufficientPrivilege:
                 if keep[1]:
                     logger.warning("this login may not write into jobrunner.retention: what the code says of keeping jobs has no effect")
+            try:
+                subscriptions.declare(subscriptions.Direct(connection), keep[0], declared, complete=True)
+            except InsufficientPrivilege:
+                if declared:
+                    logger.warning("this login may not write into jobrunner.subscriptions: what the code subscribes to has no effect")
             return Store(connection).set_tasks(self.worker_id, list(tasks))
 
     def close(self, departure: Departure, error: BaseException | None = None) -> Departure:

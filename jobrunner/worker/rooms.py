@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobrunner.worker.claimer import Room
+from jobrunner.claimer import Room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

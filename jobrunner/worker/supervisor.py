@@ -14,8 +14,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock
+from jobrunner.claimer import Claimer, Room
 from jobrunner.jobs import WorkerCounts
-from jobrunner.worker.claimer import Claimer, Room
+from jobrunner.worker.bounds import Bounds
+from jobrunner.worker.deliveries import Deliveries
 from jobrunner.worker.link import Link
 from jobrunner.worker.listener import Listener
 from jobrunner.worker.log import logger
@@ -52,13 +54,15 @@ class Supervisor:
         self.pool = self._new_pool()
         queues = [name for name, _ in options.queues]
         self._claimers = [Claimer(queues, [], options.poll.total_seconds()) for _ in self.pool.lanes]
-        self.link = Link(options.dsn, self._claimers, self._wake, options.chores)
+        self._deliveries = Deliveries(queues, options.poll.total_seconds())
+        self.link = Link(options.dsn, self._claimers, self._wake, options.chores, self._deliveries)
         self.listener = Listener(options.dsn, frozenset(queues), self.link.wake) if options.listen and not options.drain else None
         self.sight = Sight()
         self.registration = Registration(options, counts=self._counts, running=lambda: self.sight.running, extended=self._extend_lease)
         self.exit_signal: int | None = None
         self.claimed_count = 0
         self._limits = {name: limit for name, limit in options.queues if limit is not None}
+        self._bounds = Bounds(options.time_limit, options.soft_time_limit)
         self._importing = False
         self._imported = False
         self._signals = 0
@@ -116,7 +120,8 @@ class Supervisor:
         self._extend_lease(self.heartbeat.ends)
         for claimer, lane in zip(self._claimers, self.pool.lanes, strict=True):
             claimer.tasks = self.pool.tasks_of(lane)
-        if not self.registration.announce(self.pool.forking.tasks, self.pool.forking.keep):
+        self._deliveries.tasks = self.pool.forking.delivering
+        if not self.registration.announce(self.pool.forking.tasks, self.pool.forking.keep, self.pool.forking.declared):
             logger.error("lease lost while the app was imported", extra={"worker_id": self.worker_id})
             return self._register_again()
         self._say_started()
@@ -131,7 +136,8 @@ class Supervisor:
 
     def _new_pool(self) -> Pool:
         options = self.options
-        shape = Shape(options.slots, options.threads, options.async_slots, options.max_jobs_per_child, options.max_memory_per_child)
+        most = options.max_jobs_per_child, options.max_memory_per_child
+        shape = Shape(options.slots, options.threads, options.async_slots, *most, options.name)
         return Pool(options.app, options.dsn.url, shape, self._selector)
 
     @property
@@ -219,7 +225,7 @@ class Supervisor:
         for lane, jobs in zip(self.pool.lanes, claimed, strict=True):
             self._drained = self._drained and not jobs
             self.claimed_count += len(jobs)
-            lane.backlog.extend(jobs)
+            lane.backlog.extend(self._bounds.of(jobs))
             if jobs:
                 lane.fetched(seconds)
         if self._signals:
@@ -366,7 +372,7 @@ class Supervisor:
 
     def _end_pool(self) -> None:
         if self._imported and self.pool.forking.process.poll() is None:
-            self.pool.halt("deploy")
+            self.pool.halt("deploy", in_order=True)
 
     def _flush(self, *, tidy: bool = False) -> int:
         """Write what is left to write. Returns how much could not be written."""
@@ -379,10 +385,12 @@ class Supervisor:
     def _catch_signals(self) -> None:
         self._wake_write.setblocking(False)  # noqa: FBT003  the standard library's signature
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if self.options.kind == "embedded" else ())):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> Any:
+        if number == signal.SIGHUP and self._signals:
+            return  # the web server is gone, and its service manager has told this process already: nobody is in a hurry
         self._signals += 1
         self.exit_signal = number
         if self._importing:

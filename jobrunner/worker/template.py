@@ -15,16 +15,20 @@ import selectors
 import signal
 import socket
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock
 from jobrunner.errors import JobrunnerError
 from jobrunner.routing import HOME
-from jobrunner.worker import child, limits, loops, procfs, threads, voices, wire
+from jobrunner.worker import child, limits, loops, procfs, roots, threads, voices, wire
 
 if TYPE_CHECKING:
     from jobrunner.app import JobRunner
+
+PARTING = 2.0  # seconds for children that leave in order
+GLANCE = 0.01  # seconds between two looks whether they have
 
 
 class Template:
@@ -36,6 +40,7 @@ class Template:
         self.children: set[int] = set()
         self.own = set(procfs.children(os.getpid()))  # helpers that the application started while it was imported
         self.lease_ends: float | None = None
+        self._in_order = False  # whether the children were told to leave, and may take their time for it
         self._wake_read, self._wake_write = socket.socketpair()
 
     def run(self) -> None:
@@ -58,7 +63,18 @@ class Template:
                 self._watch_lease()
         finally:
             signal.set_wakeup_fd(-1)  # the children's deaths come after the socket is closed
+            if self._in_order and self.jobs.lifecycle.companions:
+                self._let_leave()
             self.kill_all()
+
+    def _let_leave(self) -> None:
+        """Wait for the children, which have something to do at their end; not for one that takes too long."""
+        ends = clock.monotonic() + PARTING
+        while self.children and clock.monotonic() < ends:
+            time.sleep(GLANCE)
+            with contextlib.suppress(OSError):  # the worker's socket may be closed
+                self._reap()
+            self._watch_lease()
 
     def _obey(self) -> bool:
         try:
@@ -74,7 +90,10 @@ class Template:
                 os.kill(message["pid"], voices.INTERRUPT)
             case "lease":
                 self.lease_ends = message["ends"]
-            case "stop" | None:
+            case "stop":
+                self._in_order = bool(message.get("in_order"))
+                return False
+            case None:
                 return False
         return True
 
@@ -146,6 +165,7 @@ def _become_child(template: Template, parent: int, wanted: dict[str, Any], descr
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)  # noqa: FBT003  programs that a job starts are not to hold them
         inbox, outbox, orders = (socket.socket(fileno=descriptor) for descriptor in descriptors[:3])
+        template.jobs.lifecycle.process_began()
         channels = child.Channels(inbox, outbox, orders, dict(zip((1, 2), descriptors[3:], strict=True)))
         recycling = child.Recycling(wanted["max_jobs"], wanted["max_memory"])
         match wanted["kind"]:
@@ -162,6 +182,8 @@ def _become_child(template: Template, parent: int, wanted: dict[str, Any], descr
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
+            template.jobs.lifecycle.process_ended(code)
+        with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
@@ -175,7 +197,7 @@ def _import_app(spec: str | None, dsn: str) -> JobRunner:
     if not os.environ.get(HOME):
         os.environ["JOBRUNNER_DSN"] = dsn
     jobs = load(spec)
-    if any(task.running.transactional for task in jobs.registry.values()):
+    if jobs.subscriptions or any(task.running.transactional for task in jobs.registry.values()):
         importlib.import_module("jobrunner.worker.transactions")  # once here, not in every child
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the app may have put anything there
@@ -194,21 +216,31 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=options.control)
     try:
-        dsn = wire.receive_message(control)[0]["dsn"]  # not on the command line, where everybody could read the password
-        jobs = _import_app(options.app, dsn)
+        told = wire.receive_message(control)[0]  # not on the command line, where everybody could read the password
+        for directory in told["roots"]:
+            roots.add(directory)
+        jobs = _import_app(options.app, told["dsn"])
         keep = _keep(jobs)
+        jobs.lifecycle.worker_name = told["name"]
+        jobs.lifecycle.worker_began()
     except BaseException as error:  # noqa: BLE001  an app can raise anything at import, SystemExit too: the worker reports it
         wire.send_message(control, {"event": "failed", **_explain(error)})
         raise SystemExit(1) from None
     limits.adopt_orphans()
     coroutines = sorted(name for name, task in jobs.registry.items() if task.is_async)
     captured = sorted(name for name, task in jobs.registry.items() if task.running.capture_output)
-    ready = {"event": "ready", "tasks": sorted(jobs.registry.names()), "coroutines": coroutines, "captured": captured, "keep": keep}
+    ready = {
+        "event": "ready", "tasks": jobs.task_names(), "coroutines": coroutines, "captured": captured, "keep": keep,
+        "subscriptions": [subscription.document() for subscription in jobs.subscriptions.values()],
+    }  # fmt: skip
     wire.send_message(control, ready)
     # What was imported stays: a collection in a child would touch, and so copy, every page of it.
     gc.collect()
     gc.freeze()
-    Template(jobs, control).run()
+    try:
+        Template(jobs, control).run()
+    finally:
+        jobs.lifecycle.worker_ended()
 
 
 def _keep(jobs: JobRunner) -> dict[str, Any]:

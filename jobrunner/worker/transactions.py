@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
 from jobrunner import arrays, branches, payload, places, ready, schema, statements
-from jobrunner.errors import ConfigurationError, Fail, LeaseLost
+from jobrunner.control import Fail
+from jobrunner.errors import ConfigurationError, LeaseLost
 from jobrunner.jobs import Note, Succeeded
 
 if TYPE_CHECKING:

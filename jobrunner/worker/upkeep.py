@@ -6,12 +6,12 @@ does no harm.
 
 from __future__ import annotations
 
-import random
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import psycopg
 
+from jobrunner import jitter
 from jobrunner.worker.log import logger
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Upkeep:
     def __init__(self, chores: Sequence[Callable[[Store], Report]], now: float) -> None:
         self._chores = chores
         self._partitions_at = now
-        self._chores_at = now + CHORES * random.uniform(0.5, 1.0)  # noqa: S311  spreads workers that start together
+        self._chores_at = now + CHORES * jitter.between(0.5, 1.0)  # spreads workers that start together
         self.hurry = False
 
     def due(self, now: float) -> bool:

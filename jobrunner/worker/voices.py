@@ -13,8 +13,9 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from jobrunner import clock
+from jobrunner.control import JobStopped
 from jobrunner.current import current_or_none
-from jobrunner.errors import JobStopped, SoftTimeLimitExceeded
+from jobrunner.errors import SoftTimeLimitExceeded
 from jobrunner.worker import wire
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from tests.support.browser import Browser, browser
 from tests.support.dashboards import served
-from tests.support.seed import seed
+from tests.support.seed import seed, seed_topics
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Site:
         self.ids = ids
         self.dsn = dsn
         self.pages = {
-            "jobs": "jobs", "failed": "jobs?filter=state:failed", "queues": "queues", "workers": "workers",
+            "jobs": "jobs", "failed": "jobs?filter=state:failed", "queues": "queues", "workers": "workers", "topics": "topics",
+            "dead-letters": "dead-letters", "dead-letters-of-one": "dead-letters?queue=parcels",
             **{f"job-{kind}": f"jobs/{job_id}" for kind, job_id in ids.items()},
         }  # fmt: skip
 
@@ -62,6 +63,7 @@ def site(server) -> Iterator[Site]:
     with server.temporary() as dsn:
         with psycopg.connect(dsn, autocommit=True) as connection:
             ids = seed(connection, 800)
+            seed_topics(connection)
         with served(dsn, JOBRUNNER_ENV_NAME="staging") as url:
             yield Site(url, ids, dsn)
 
@@ -132,6 +134,29 @@ def test_the_buttons_work_in_a_browser(chromium, site) -> None:
     assert chromium.console() == []
 
 
+def test_dead_letters_and_groups_go_on_in_a_browser(chromium, site) -> None:
+    """One dead letter is delivered again, then all of its queue; a stopped group is resumed; each page says so."""
+    waiting = "SELECT count(*) FROM jobrunner.jobs WHERE task = 'jobrunner.message' AND queue = 'parcels'"
+    with psycopg.connect(site.dsn, autocommit=True) as connection:
+        dead = connection.execute("SELECT count(*) FROM jobrunner.job_history WHERE queue = 'parcels' AND task = 'jobrunner.message'").fetchone()
+        chromium.size(390, 844)
+        chromium.open(f"{site.url}dead-letters?queue=parcels")
+        chromium.click("td.again button")
+        wait_until(lambda: "done=1" in chromium.url, timeout=PATIENCE, what="the form was answered")
+        assert "1 message will be delivered again" in chromium.text
+        assert connection.execute(waiting).fetchone() == (1,)
+        chromium.click(".actions button")
+        wait_until(lambda: "No dead letter in this queue" in chromium.text, timeout=PATIENCE, what="the second form was answered")
+        assert connection.execute(waiting).fetchone() == dead
+        chromium.open(f"{site.url}topics")
+        assert "stopped 2 h" in chromium.text
+        chromium.click("form[action$='/resume'] button")
+        wait_until(lambda: chromium.url.endswith("?done=resumed"), timeout=PATIENCE, what="the third form was answered")
+        assert "The group goes on" in chromium.text
+        assert connection.execute("SELECT count(*) FROM jobrunner.cursors WHERE stopped_at IS NOT NULL").fetchone() == (0,)
+    assert chromium.console() == []
+
+
 @pytest.mark.parametrize("password", ["", "pw"], ids=["local", "basic"])
 def test_a_page_of_another_site_cannot_press_them(chromium, site, tmp_path, password) -> None:
     """A form on another origin, sent by a browser that is let in and would send its password along, changes nothing."""
@@ -195,7 +220,21 @@ def test_nothing_in_a_row_runs(chromium, site) -> None:
             "VALUES (%(x)s, 'h', 1, 'test', %(x)s, ARRAY[%(x)s], '{}', 1, now(), now(), %(x)s)",
             {"x": PAYLOAD},
         )
-    for path in ("jobs", f"jobs/{row[0]}", "queues", "workers", "jobs?filter=<script>alert('url')</script>"):
+        connection.execute(
+            "INSERT INTO jobrunner.subscriptions (topic, group_name, mode, task, patterns, queue) "
+            "VALUES (%(x)s, %(x)s, 'log', %(x)s, ARRAY[%(x)s], %(x)s)",
+            {"x": PAYLOAD},
+        )
+        connection.execute(
+            "INSERT INTO jobrunner.cursors (topic, group_name, position, stopped_at, problem) VALUES (%(x)s, %(x)s, 0, now(), %(x)s)", {"x": PAYLOAD}
+        )
+        connection.execute(
+            "INSERT INTO jobrunner.job_history (id, task, queue, args, priority, tags, created_at, run_at, state, lease, attempt, max_attempts, backoff, "
+            "backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, last_error, ordering_key) VALUES (600000, 'jobrunner.message', %(x)s, "
+            "%(json)s, 0, '{}', now(), now(), 'failed', 1, 1, 1, 'constant', '0', '0', 0, 0, 1, %(x)s, %(x)s)",
+            {"x": PAYLOAD, "json": Jsonb({PAYLOAD: PAYLOAD})},
+        )
+    for path in ("jobs", f"jobs/{row[0]}", "queues", "workers", "topics", "dead-letters", "jobs?filter=<script>alert('url')</script>"):
         chromium.open(site.url + path)
         assert chromium.alert() is None, path
         assert "alert('" in chromium.text or "filter" in path, path

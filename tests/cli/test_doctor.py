@@ -73,6 +73,35 @@ def test_every_finding_says_what_mends_it(program):
     assert findings["schema"]["state"] == "ok"
 
 
+def test_an_app_without_tasks(program):
+    """One that only calls `jobs.background` is fine, and one that has forgotten an import is told; where nothing but tasks may run it is bad."""
+    (program.home / "app.py").write_text("from flask import Flask\nfrom jobrunner import JobRunner\n\napp = Flask(__name__)\njobs = JobRunner(app)\n")
+    app = found(program("doctor", "--json", ok=None))["app"]
+    assert (app["state"], "jobs.background" in app["text"], "import" in app["fix"]) == ("note", True, True)
+    app = found(program("doctor", "--json", ok=None, env={"JOBRUNNER_ALLOWED_MODULES": "none"}))["app"]
+    assert (app["state"], "nothing can run" in app["text"]) == ("bad", True)
+
+
+def test_a_missing_worker_of_an_app_that_has_an_embedded_one(program):
+    """Where the web server would bring the worker, that is said; where the environment forbids it, there is none to be missed."""
+    finding = found(program("doctor", "--json", ok=None, env={"JOBRUNNER_EMBEDDED_WORKER": "threads:2"}))["no_worker"]
+    assert "embedded worker (threads:2)" in finding["text"]
+    assert finding["fix"].startswith("start the web server, or: jobrunner work")
+    off = {"JOBRUNNER_EMBEDDED_WORKER": "threads:2", "JOBRUNNER_NO_EMBEDDED_WORKER": "1"}
+    assert "embedded" not in found(program("doctor", "--json", ok=None, env=off))["no_worker"]["text"]
+
+
+def test_an_embedded_worker_that_is_none(program):
+    """What the config says of one after `init_app` is a finding; commands that ask the app for its database have nothing to do with it."""
+    with (program.home / "app.py").open("a") as file:
+        file.write(f"\napp.config |= {{'JOBRUNNER_EMBEDDED_WORKER': 'lots', 'JOBRUNNER_DSN': {program.dsn!r}}}\n")
+    findings = found(program("doctor", "--json", ok=None))
+    assert (findings["app"]["state"], findings["embedded_worker"]["state"]) == ("ok", "bad")
+    assert "Flask config JOBRUNNER_EMBEDDED_WORKER='lots'" in findings["embedded_worker"]["text"]
+    assert "threads:2" in findings["embedded_worker"]["fix"]
+    assert Program(program.home, None)("status", "--json", ok=None).json["queues"] == []
+
+
 def test_a_schema_that_is_missing(tmp_path, empty_dsn):
     """A database without our tables is a finding with the command that makes them."""
     (tmp_path / "app.py").write_text(APP)

@@ -172,6 +172,22 @@ def test_flask_jobs_is_the_same_program(program, home, dsn):
     assert program("jobs", "wait", number).out == f"{number}  succeeded\n"
 
 
+def test_flask_jobs_imports_what_the_app_names(tmp_path, dsn):
+    """As `jobrunner …` does: the modules with tasks that a Celery app only names are there for a command that came through Flask."""
+    (tmp_path / "app.py").write_text(
+        "from flask import Flask\nfrom jobrunner.compat.celery import Celery\n\napp = Flask(__name__)\n"
+        "celery = app.extensions['celery'] = Celery('shop', include=['reports'])\n"
+    )
+    (tmp_path / "reports.py").write_text("from app import celery\n\n\n@celery.task(name='shop.report')\ndef report(number):\n    return number\n")
+    for argv in (("-m", "jobrunner"), ("-m", "flask", "--app", "app", "jobs")):
+        said = Program(tmp_path, dsn, argv)("enqueue", "shop.report", '{"number": 1}')
+        assert said.out.strip().isdigit()
+    (tmp_path / "reports.py").write_text("import no_such_module\n")
+    said = Program(tmp_path, dsn, ("-m", "flask", "--app", "app", "jobs"))("enqueue", "shop.report", "{}", ok=None)
+    assert said.code != 0
+    assert "no_such_module" in said.err
+
+
 def _without_times(text: str) -> list[str]:
     return [line for line in text.splitlines() if '"at":' not in line and '"wait_ms":' not in line]
 

@@ -29,6 +29,8 @@ JOB_KEYS = {
     "peak_memory",
 }
 DETAIL_KEYS = JOB_KEYS | {
+    "ordering_key",
+    "expires_at",
     "error_at",
     "args",
     "result",

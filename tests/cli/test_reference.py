@@ -49,7 +49,7 @@ def test_every_command_and_option_is_described(path):
 
 def test_nothing_is_described_that_does_not_exist():
     """Every heading of a command is a command, and every row of an option below it is one of its options."""
-    for path in re.findall(r"^##+ `(jobrunner [a-z ]+?)(?: [\[A-Z][^`]*)?`$", REFERENCE.read_text(), re.MULTILINE):
+    for path in re.findall(r"^##+ `(jobrunner [a-z -]+?)(?: [\[A-Z][^`]*)?`$", REFERENCE.read_text(), re.MULTILINE):
         assert path in COMMANDS
         known = {name for parameter in COMMANDS[path].params for name in parameter.opts}
         assert set(re.findall(r"^\| `(-[-\w]*)", section(path), re.MULTILINE)) <= known
@@ -90,6 +90,7 @@ def test_only_the_demo_may_be_missing():
         ("jobrunner retention", "test_retention", ["RETENTION_KEYS", "RULE_KEYS", "TABLE_KEYS", "DUE_KEYS"]),
         ("jobrunner prune", "test_retention", ["PRUNED_KEYS", "PLANNED_KEYS"]),
         ("jobrunner doctor", "test_doctor", ["DOCTOR_KEYS", "FINDING_KEYS"]),
+        ("jobrunner migrate-check", "test_migrate_check", ["CHECK_KEYS", "USE_KEYS"]),
         ("jobrunner db current", "test_db", ["VERSION_KEYS"]),
         ("jobrunner db status", "test_db", ["CLUSTER_KEYS"]),
     ],

@@ -14,9 +14,9 @@ from rich.console import Console
 from jobrunner.cli.top.drawing import UNICODE
 from jobrunner.cli.top.frame import Setting, frame
 from jobrunner.cli.top.watching import Wanted, look
+from jobrunner.database import Database
 from jobrunner.inspection import VIEWS
 from jobrunner.settings import describe_target, parse_dsn
-from jobrunner.store import Database
 from tests.support.cli import Program
 from tests.support.seed import seed
 from tests.support.terminals import ALTERNATE, HIDDEN, MAIN, SHOWN, terminal

@@ -16,9 +16,9 @@ from jobrunner import migrate
 from jobrunner.cli.top.app import Top
 from jobrunner.cli.top.dialogs import Confirm, Details, Help
 from jobrunner.cli.top.watching import Wanted
+from jobrunner.database import Database
 from jobrunner.settings import parse_dsn
 from jobrunner.states import State
-from jobrunner.store import Database
 from tests.support.rows import Scene
 from tests.support.terminals import ALTERNATE, MAIN, terminal
 

@@ -124,6 +124,22 @@ def test_queue_depth(rows, answer):
     assert found[2]["oldest"] is None
 
 
+def test_queues_that_break_their_promise(rows, answer):
+    """By the promise of each queue, the longest wait first; what runs, is not due, or waits within its promise is none."""
+    rows.worker("web-1:311", slots=8)
+    rows.job(run_at=ago(minutes=4))
+    rows.job(queue="reports", run_at=ago(minutes=50))
+    assert answer("Which queues keep a job waiting for longer than promised?") == []
+    rows.job(queue="mail", run_at=ago(minutes=2))
+    rows.job(queue="mail", run_at=ago(seconds=1))
+    rows.job(run_at=ago(minutes=6))
+    rows.job(queue="images", run_at=ago(hours=-1))
+    rows.running(rows.worker("web-2:298"), queue="music", run_at=ago(hours=2))
+    found = answer("Which queues keep a job waiting for longer than promised?")
+    assert [(row["queue"], row["ready"], row["workers"]) for row in found] == [("default", 2, 2), ("mail", 2, 0)]
+    assert timedelta(minutes=2) <= found[1]["oldest"] < timedelta(minutes=4)
+
+
 def test_why_a_job_waits(rows, answer):
     """Each cause hides those behind it: finished, running, lost, not due, nobody alive, not listened to, not registered, behind."""
 

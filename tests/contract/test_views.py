@@ -22,7 +22,8 @@ COLUMNS = {
         max_attempts smallint, crash_count smallint, max_crashes smallint, time_limit interval, error_type text, error text,
         error_at timestamptz, result jsonb, wait_ms bigint, run_ms bigint, cpu_ms bigint, worker_id bigint, lease bigint,
         cancel_requested_at timestamptz, soft_time_limit interval, cpu_limit interval, memory_limit bigint, memory_limit_on_retry real,
-        output_limit bigint, max_processes integer, progress real, progress_text text, checkpoint jsonb, peak_memory bigint""",
+        output_limit bigint, max_processes integer, progress real, progress_text text, checkpoint jsonb, peak_memory bigint,
+        ordering_key text, expires_at timestamptz""",
     "v_attempts": """job_id bigint, attempt smallint, lease bigint, task text, queue text, worker_id bigint, started_at timestamptz,
         finished_at timestamptz, outcome text, error_type text, message text, traceback text, fingerprint text, exit_cause text,
         run_ms bigint, cpu_ms bigint, peak_memory bigint""",
@@ -49,6 +50,7 @@ LIMITS = {
     "soft_time_limit": timedelta(seconds=50), "cpu_limit": timedelta(seconds=40), "memory_limit": 256_000_000, "memory_limit_on_retry": 1.5,
     "output_limit": 1_000, "max_processes": 4,
 }  # fmt: skip
+PLACE = {"ordering_key": "customer 7", "expires_at": LATER}
 SAID = {"progress": 0.5, "progress_text": "page 4/8", "checkpoint": {"page": 4}}
 ERROR = {"last_error_type": "shop.Timeout", "last_error": "no answer", "last_error_at": NOW}
 
@@ -150,10 +152,10 @@ def test_a_running_job(rows, look):
 
 def test_limits_and_progress_of_a_live_job(rows, look):
     """A live job shows its limits and what its attempts said of themselves; one without any shows nulls."""
-    found = look("v_jobs", "id = %s", rows.running(rows.worker("w"), **LIMITS, **SAID))
-    assert {name: found[name] for name in (*LIMITS, *SAID)} == {**LIMITS, **SAID}
+    found = look("v_jobs", "id = %s", rows.running(rows.worker("w"), **LIMITS, **SAID, **PLACE))
+    assert {name: found[name] for name in (*LIMITS, *SAID, *PLACE)} == {**LIMITS, **SAID, **PLACE}
     bare = look("v_jobs", "id = %s", rows.job())
-    assert {bare[name] for name in (*LIMITS, *SAID, "peak_memory")} == {None}
+    assert {bare[name] for name in (*LIMITS, *SAID, *PLACE, "peak_memory")} == {None}
 
 
 @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled", "quarantined"])
@@ -163,7 +165,7 @@ def test_a_finished_job(rows, look, state):
     number = rows.finished(
         state, args={"to": "ana"}, queue="mail", priority=3, tags=["nightly"], meta={"trace": "1"}, unique_key="k", created_at=EARLIER,
         run_at=EARLIER, attempt=2, crash_count=1, worker_id=worker, started_at=NOW, finished_at=NOW, result={"sent": 1}, wait_ms=10,
-        run_ms=20, cpu_ms=5, peak_memory=81_000_000, **LIMITS, **SAID, **ERROR,
+        run_ms=20, cpu_ms=5, peak_memory=81_000_000, **LIMITS, **SAID, **PLACE, **ERROR,
     )  # fmt: skip
     found = look("v_jobs", "id = %s", number)
     expected = {
@@ -171,7 +173,7 @@ def test_a_finished_job(rows, look, state):
         "parent_id": None, "unique_key": "k", "state": state, "created_at": EARLIER, "run_at": EARLIER, "started_at": NOW, "finished_at": NOW,
         "attempt": 2, "max_attempts": 5, "crash_count": 1, "max_crashes": 3, "time_limit": None, "error_type": "shop.Timeout",
         "error": "no answer", "error_at": NOW, "result": {"sent": 1}, "wait_ms": 10, "run_ms": 20, "cpu_ms": 5, "worker_id": worker, "lease": 1,
-        "cancel_requested_at": None, "peak_memory": 81_000_000, **LIMITS, **SAID,
+        "cancel_requested_at": None, "peak_memory": 81_000_000, **LIMITS, **SAID, **PLACE,
     }  # fmt: skip
     assert found == expected
 

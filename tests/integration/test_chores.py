@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from datetime import timedelta
 from functools import partial
@@ -10,14 +9,14 @@ from functools import partial
 import psycopg
 import pytest
 
-from jobrunner import clock
+from jobrunner import clock, jitter
+from jobrunner.claimer import Claimer, Room
 from jobrunner.jobs import Succeeded
 from jobrunner.maintenance.history import Removed
 from jobrunner.settings import parse_dsn
 from jobrunner.store import Store
 from jobrunner.worker import chores as thread
 from jobrunner.worker import upkeep
-from jobrunner.worker.claimer import Claimer, Room
 from jobrunner.worker.link import MAINTENANCE, Link
 from tests.support.rows import Scene
 from tests.support.sessions import sessions_on
@@ -153,7 +152,7 @@ def test_jobs_are_finished_while_a_step_is_slow(bench):
 def test_the_connection_is_there_for_the_steps_only(bench, monkeypatch):
     """Between its steps a worker holds no connection for them."""
     monkeypatch.setattr(upkeep, "CHORES", 3600.0)
-    monkeypatch.setattr(random, "uniform", lambda *_: 0.0)
+    monkeypatch.setattr(jitter, "between", lambda *_: 0.0)
     step = Locking()
     step.go_on.clear()
     bench.link(step)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from jobrunner import clock
-from jobrunner.store import UNGATED, Store
-from jobrunner.worker import claimer as claims
-from jobrunner.worker.claimer import Claimer, Room
+from jobrunner import claimer as claims
+from jobrunner import clock, keywalk
+from jobrunner.claimer import Claimer, Room
+from jobrunner.jobs import Succeeded
+from jobrunner.store import UNGATED, Overtaken, Store
 from tests.support.rows import Scene
 from tests.support.workers import insert
 
@@ -114,6 +115,112 @@ def test_only_the_walk_puts_the_next_look_off(dsn, store, worker, monkeypatch, s
         assert len(claimer.claim(store, worker, Room(2))) == 2
         now += claims.RESCAN
     assert store.looks == looks
+
+
+def keyed(dsn, *keys, **columns):
+    """One job of each of these ordering keys, in this order."""
+    for key in keys:
+        insert(dsn, TASK, 1, ordering_key=key, **columns)
+
+
+def finish(store, jobs):
+    """These have ended well."""
+    assert store.finish([Succeeded(job.id, job.lease, None, 0, 0, clock.monotonic()) for job in jobs]) == []
+
+
+def test_the_next_job_of_a_key_is_taken_as_soon_as_the_one_before_has_ended(dsn, store, worker, monkeypatch):
+    """Who ended a job of a key wants the next of it at once, and finds it without a look at everything."""
+    monkeypatch.setattr(claims, "RESCAN", POLL)
+    keyed(dsn, "a", "a", "a", "b")
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    first = claimer.claim(store, worker, Room(4))
+    assert [job.ordering_key for job in first] == ["a", "b"]
+    assert not claimer.wants(Room(2), clock.monotonic())
+    looks = store.looks
+    finish(store, first[:1])
+    claimer.follow({"default": ["a"]})
+    assert claimer.wants(Room(2), clock.monotonic())
+    second = claimer.claim(store, worker, Room(2))
+    assert [(job.id, job.ordering_key) for job in second] == [(first[0].id + 1, "a")]
+    assert store.looks == looks
+    assert not claimer.wants(Room(2), clock.monotonic())
+
+
+def test_a_key_that_came_later_is_followed_by_a_look(dsn, store, worker, monkeypatch):
+    """When nothing of a key waited at the last look, its end makes the claimer look again: something may have come since."""
+    monkeypatch.setattr(claims, "RESCAN", POLL)
+    keyed(dsn, "a")
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    first = claimer.claim(store, worker, Room(4))
+    assert claimer.claim(store, worker, Room(4)) == []
+    keyed(dsn, "a")
+    finish(store, first)
+    claimer.follow({"default": ["a"]})
+    assert len(claimer.claim(store, worker, Room(4))) == 1
+
+
+def test_keys_and_jobs_without_one_take_turns(dsn, store, worker):
+    """A backlog of either kind does not keep the other waiting: with room for one job at a time both come."""
+    keyed(dsn, *(f"key {number}" for number in range(20)))
+    insert(dsn, TASK, 20)
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    taken = [claimer.claim(store, worker, Room(1))[0].ordering_key is None for _ in range(12)]
+    assert 4 <= sum(taken) <= 8
+
+
+def test_a_more_urgent_job_comes_first_whether_it_has_a_key_or_not(dsn, store, worker):
+    """Priority counts between keys and jobs without one."""
+    insert(dsn, TASK, 2, priority=0)
+    keyed(dsn, "a", "b", priority=5)
+    keyed(dsn, "c", priority=-5)
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    taken = [claimer.claim(store, worker, Room(1))[0].ordering_key for _ in range(5)]
+    assert taken == ["c", None, None, "a", "b"]
+
+
+def test_a_walk_over_many_keys_comes_to_all_of_them(dsn, store, worker, monkeypatch):
+    """More keys than one look takes in: the claimer goes on where it ended, and then leaves them alone."""
+    monkeypatch.setattr(keywalk, "KEYS", 3)
+    monkeypatch.setattr(keywalk, "STEPS", 2)
+    monkeypatch.setattr(claims, "RESCAN", POLL)
+    insert(dsn, TASK, 10, ordering_key="blocked")
+    for number in range(20):
+        keyed(dsn, f"key {number:02}", **({"run_at": "2999-01-01 00:00+00"} if number < 19 else {}))
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    taken = []
+    for _ in range(10):
+        if not claimer.wants(Room(9), clock.monotonic()):
+            break
+        taken += claimer.claim(store, worker, Room(9))
+    assert sorted(str(job.ordering_key) for job in taken) == ["blocked", "key 19"]
+    assert not claimer.wants(Room(9), clock.monotonic())
+
+
+def test_a_key_whose_next_job_waits_for_its_backoff_is_looked_at_in_time(dsn, store, worker):
+    """Jobs that are due behind one that is not do not hide when that one will be."""
+    keyed(dsn, "a", "a")
+    store.connection.execute("UPDATE jobrunner.jobs SET run_at = now() + interval '5 seconds' WHERE id = (SELECT min(id) FROM jobrunner.jobs)")
+    claimer = Claimer(QUEUES, [TASK], POLL)
+    assert claimer.claim(store, worker, Room(4)) == []
+    assert clock.monotonic() < claimer.next_at <= clock.monotonic() + 5
+
+
+def test_a_claim_that_was_overtaken_is_made_again(dsn, store, worker, monkeypatch):
+    """A lost race over a key costs one more claim, not the worker's round."""
+    keyed(dsn, "a")
+    claim, calls = store.claim_ordered, []
+
+    def overtaken_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise Overtaken
+        return claim(*arguments)
+
+    monkeypatch.setattr(store, "claim_ordered", overtaken_once)
+    assert len(Claimer(QUEUES, [TASK], POLL).claim(store, worker, Room(4))) == 1
+    monkeypatch.setattr(store, "claim_ordered", lambda *_: (_ for _ in ()).throw(Overtaken))
+    keyed(dsn, "b")
+    assert Claimer(QUEUES, [TASK], POLL).claim(store, worker, Room(4)) == []
 
 
 @pytest.fixture

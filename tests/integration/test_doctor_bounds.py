@@ -8,9 +8,9 @@ from datetime import timedelta
 import psycopg
 import pytest
 
+from jobrunner.database import Database
 from jobrunner.doctor import examination, examine
 from jobrunner.settings import parse_dsn
-from jobrunner.store import Database
 from tests.support import doctoring
 from tests.support.doctoring import examined, mend
 from tests.support.waiting import wait_until

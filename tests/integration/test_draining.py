@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from jobrunner import clock
+from jobrunner.claimer import Claimer, Room
 from jobrunner.jobs import Succeeded
 from jobrunner.settings import parse_dsn
 from jobrunner.store import Store
-from jobrunner.worker.claimer import Claimer, Room
 from jobrunner.worker.link import Link
 from jobrunner.worker.supervisor import Supervisor
 

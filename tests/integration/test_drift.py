@@ -10,7 +10,7 @@ from jobrunner import migrate
 
 CHANGED = "its definition is not the expected one"
 UNIQUE = "btree (task, unique_key) WHERE (unique_key IS NOT NULL)"
-KINDS = "CHECK ((kind = ANY (ARRAY['daemon'::text, 'cron'::text, 'drain'::text, 'embedded'::text, 'test'::text])))"
+KINDS = "CHECK ((kind = ANY (ARRAY['daemon'::text, 'cron'::text, 'drain'::text, 'embedded'::text, 'test'::text, 'consumer'::text])))"
 TRIGGER = (
     "CREATE TRIGGER job_history_count AFTER INSERT ON job_history REFERENCING NEW TABLE AS ended FOR EACH STATEMENT"
     " EXECUTE FUNCTION count_history()"

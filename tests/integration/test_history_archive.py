@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from jobrunner.database import Database
 from jobrunner.errors import ArchiveError, ConfigurationError
 from jobrunner.history import archive, steps
 from jobrunner.history.archive import Files, directory_from
@@ -20,7 +21,7 @@ from jobrunner.history.days import problems
 from jobrunner.maintenance import Batch, prune
 from jobrunner.maintenance.history import HistoryPruner
 from jobrunner.settings import Dsn
-from jobrunner.store import Database, Store
+from jobrunner.store import Store
 from tests.support.cli import Program
 from tests.support.commands import clean_environment
 from tests.support.history import Past

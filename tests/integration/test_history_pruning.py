@@ -10,13 +10,14 @@ import pytest
 from psycopg import sql
 
 from jobrunner import migrate
+from jobrunner.database import Database
 from jobrunner.history import steps
 from jobrunner.history.days import due_days, groups_of
 from jobrunner.history.steps import Pruning, Step
 from jobrunner.maintenance import prune
 from jobrunner.maintenance.history import HistoryPruner, Removed
 from jobrunner.settings import Dsn
-from jobrunner.store import Database, Store
+from jobrunner.store import Store
 from tests.support.history import Past
 from tests.support.sessions import PATIENCE, sessions_on
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from jobrunner import inspection
+from jobrunner.database import Database
 from jobrunner.errors import InvalidCursor, JobNotFound
 from jobrunner.filters import STATE_WORDS, parse
 from jobrunner.inspection import Count
 from jobrunner.settings import parse_dsn
-from jobrunner.store import Database, Store
+from jobrunner.store import Store
 from tests.support.revisions import at_version
 from tests.support.seed import seed
 from tests.support.viewrows import Rows
@@ -235,6 +236,8 @@ SITUATIONS = {
     "slots_busy": "the only slot for it is busy, and 2 jobs are ahead of it",
     "behind": "is due; 1 job is ahead of it, 1 of 1 slots are free",
     "due": "is due and next",
+    "after_its_key": "of the same ordering key 'k', which is queued",
+    "no_consumer": "no program takes messages of queue 'emails'",
     "running": "runs on worker w (pid 1 on h)",
     "cancelling": "was asked to stop",
     "worker_lost": "whose lease has expired",
@@ -257,6 +260,8 @@ def test_a_job_says_why_it_is_not_running(connection, database, code) -> None:
         "retry_due": lambda: add_job(connection, run_at=later, attempt=1),
         "queue_not_served": lambda: add_job(connection, queue="mail"),
         "task_not_registered": lambda: add_job(connection, task="other"),
+        "after_its_key": lambda: (add_job(connection, ordering_key="k"), add_job(connection, ordering_key="k"))[1],
+        "no_consumer": lambda: add_job(connection, task="jobrunner.message", queue="emails"),
     }.get(code, lambda: add_job(connection))()
     if code in ("running", "cancelling", "worker_lost"):
         run(connection, job_id, worker)

@@ -9,12 +9,12 @@ import pytest
 import sqlalchemy as sa
 
 from jobrunner import inspection
+from jobrunner.database import Database
 from jobrunner.errors import QueryTimeout
 from jobrunner.filters import parse
 from jobrunner.inspection import Count, glance, recent
 from jobrunner.settings import parse_dsn
 from jobrunner.states import State
-from jobrunner.store import Database
 from tests.support.rows import Scene
 from tests.support.seed import seed
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from psycopg.rows import namedtuple_row
 from sqlalchemy.dialects import postgresql
 
+from jobrunner.database import Database
 from jobrunner.filters import LIVE_WORDS, parse
 from jobrunner.inspection.cursors import Cursor, Key
 from jobrunner.inspection.detail import _ATTEMPTS as ATTEMPTS
@@ -26,7 +27,6 @@ from jobrunner.inspection.ranges import PastFilter
 from jobrunner.inspection.reading import _BEGIN as BEGIN
 from jobrunner.inspection.recent import ERROR_SAMPLE, FINISHED_SAMPLE, LATELY, error_groups_statement
 from jobrunner.settings import parse_dsn
-from jobrunner.store import Database
 from tests.support.explain import Plan
 from tests.support.history import Past
 

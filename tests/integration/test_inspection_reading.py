@@ -12,11 +12,11 @@ import sqlalchemy as sa
 
 from jobrunner import inspection
 from jobrunner.connecting import patience
+from jobrunner.database import Database
 from jobrunner.errors import DatabaseUnreachable, QueryTimeout, SchemaMissing, TablesLocked
 from jobrunner.filters import JobFilter
 from jobrunner.inspection import ranges
 from jobrunner.settings import parse_dsn
-from jobrunner.store import Database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy.dialects import postgresql
 
 from jobrunner import inspection
+from jobrunner.database import Database
 from jobrunner.errors import ConfigurationError, InvalidCursor, JobNotFound
 from jobrunner.inspection.logs import LineKey, Wanted, statement
 from jobrunner.settings import parse_dsn
-from jobrunner.store import Database
 from tests.support.explain import Plan
 from tests.support.viewrows import Rows
 

@@ -88,7 +88,7 @@ def test_only_what_is_no_longer_live_is_read(own, fresh_dsn):
     assert found[2**40] is None
     assert (found[asked].state, found[asked].result) == ("queued", None)
     assert (found[ended].state, found[ended].result, found[ended].traceback) == ("succeeded", '{"a": [1]}', None)
-    assert found[failed][5:] == ("no", "here", "exception")
+    assert found[failed][5:] == ("no", "here", "exception", None)
 
 
 def test_results_are_read_a_hundred_at_a_time(own, fresh_dsn, monkeypatch):

@@ -9,10 +9,11 @@ import pytest
 
 from jobrunner import clock, statements
 from jobrunner.connecting import allow_preparing, connect, plan_once
-from jobrunner.jobs import Succeeded
+from jobrunner.jobs import Succeeded, Walk
 from jobrunner.settings import parse_dsn
 from jobrunner.states import State
 from jobrunner.store import Store
+from tests.support.brokercalls import BROKER_CALLS
 from tests.support.calls import FENCED, MOST, RUNNING, Filled, fill, gather, parameters
 from tests.support.explain import Plan, Prepared, explain, explain_prepared
 from tests.support.rows import EXPIRED, TASK, Scene, array, fenced_parameters
@@ -49,16 +50,22 @@ class Expected(NamedTuple):
 EXPECTED: dict[str, Expected] = {
     **{name: Expected({"jobs_pkey"}, rows=PARTS_READ_TWICE) for name in FENCED},
     "claim": Expected({"jobs_claim", "jobs_pkey"}, rows=PARTS_READ_TWICE),
-    "find_due": Expected({"jobs_claim"}, extra=6),
+    "claim_ordered": Expected({"jobs_ordered", "jobs_ordered_running", "jobs_pkey"}),
+    "expire": Expected({"jobs_expiring", "jobs_pkey"}),
+    "find_due": Expected({"jobs_claim", "jobs_ordered"}, extra=6),
     "cancel": Expected({"jobs_pkey"}, rows=PARTS_READ_TWICE),
     "run_now": Expected({"jobs_pkey"}, rows=PARTS_READ_TWICE),
     "request_cancel": Expected({"jobs_pkey"}, rows=PARTS_READ_TWICE),
     "requeue": Expected(set(), history=PARTS_READ_TWICE),
+    "redrive": Expected(set(), history=PARTS_READ_TWICE),
+    "purge_dead": Expected(set(), history=PARTS_READ_TWICE),
+    "renew": Expected({"jobs_pkey"}, extra=1),
+    "drop_consumer": Expected({"jobs_running"}, extra=1),
     "hold": Expected({"jobs_pkey"}, rows=1),
-    "hold_lost": Expected({"jobs_running"}, extra=RUNNING // 2),
     "rescue": Expected({"jobs_running", "jobs_pkey"}, extra=PARTS_READ_TWICE * RUNNING // 2),
-    "rescue_abort": Expected({"jobs_running"}, extra=RUNNING // 2),
-    "rescue_quarantine": Expected({"jobs_running"}, extra=RUNNING // 2),
+    "rescue_abort": Expected({"jobs_running", "jobs_pkey"}, extra=PARTS_READ_TWICE * RUNNING // 2),
+    "rescue_quarantine": Expected({"jobs_running", "jobs_pkey"}, extra=PARTS_READ_TWICE * RUNNING // 2),
+    "look_again": Expected({"jobs_running"}, extra=2),
     "held_jobs": Expected({"jobs_running"}, extra=RUNNING // 2),
     "job_state": Expected({"jobs_pkey"}, extra=1, history=1),
     "has_succeeded": Expected(set(), history=1),
@@ -68,7 +75,7 @@ EXPECTED: dict[str, Expected] = {
     "heartbeat": Expected(set()),
     "stop_worker": Expected(set()),
     "register_worker": Expected(set()),
-    "any_lost": Expected(set()),
+    "any_lost": Expected({"jobs_expiring"}, extra=1),
     "lost_workers": Expected(set()),
     "ensure_partitions": Expected(set()),
     "left_due": Expected({"jobs_claim"}, extra=6 + 2 * MOST),
@@ -78,6 +85,7 @@ EXPECTED: dict[str, Expected] = {
     "settle_rollups": Expected(set()),
     "prune_rollup_hours": Expected(set()),
     "take_turn": Expected(set()),
+    **{name: Expected(set()) for name in BROKER_CALLS},  # tests/compat/kombu has their plans
 }
 
 
@@ -128,6 +136,7 @@ def test_a_plan_made_once_on_empty_tables_is_good_for_full_ones(own, fresh_dsn, 
         for name in EXPECTED:
             prepared.prepare(name)
             prepared.explain(connection, name, parameters(Filled(0, 1, 1, nobody, nobody), 1)[name])
+        prepared.prepare("purge_dead")  # anew, by its next call: no worker runs it, and nobody else plans without regard to what there is
         filled = fill(own, 100_000, statistics)
         assert [problem for batch in BATCHES for problem in problems(own, filled, batch, prepared.explain)] == []
 
@@ -156,7 +165,7 @@ def test_looking_for_lost_workers_reads_only_them(own, statistics, look):
     if statistics == "analysed":
         gather(own)
     asked = look(own.connection, "any_lost", {})
-    assert asked.indexes() == {"workers_alive", "workers_stopped"}
+    assert {index for index in asked.indexes() if index.startswith("workers_")} == {"workers_alive", "workers_stopped"}  # there are no jobs here
     assert asked.rows_read("workers") <= 1
     plan = look(own.connection, "lost_workers", {})
     assert plan.indexes() == {"workers_alive", "workers_stopped", "workers_pkey"}
@@ -186,6 +195,40 @@ def test_jobs_for_later_at_a_more_urgent_priority_cost_nothing(own, statistics, 
     assert urgent.rows_read("jobs") == 0
     assert urgent.buffers <= 30
     assert look(own.connection, "claim", {**base, "priority": 0}).rows_read("jobs") <= 2 * len(due)
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("statistics", ["analysed", "stale"])
+def test_jobs_that_wait_for_their_key_cost_nothing(own, statistics, look):
+    """A hundred thousand jobs of one key: looking for the next of it reads a few rows, and so does the look for what is due."""
+    if statistics == "stale":
+        gather(own)
+    own.execute("INSERT INTO jobrunner.jobs (task, ordering_key) SELECT %s, 'deep' FROM generate_series(1, 100000)", (TASK,))
+    own.execute("INSERT INTO jobrunner.jobs (task, ordering_key) SELECT %s, 'key ' || g FROM generate_series(1, 50) AS g", (TASK,))
+    if statistics == "analysed":
+        gather(own)
+    worker = own.worker()
+    base = {"worker_id": worker, "tasks": [TASK], "queue": "default", "priority": 0, "take": 100, "floor_key": "", "keys": 200, "given": []}
+    plan = look(own.connection, "claim_ordered", base)
+    assert {"jobs_ordered", "jobs_pkey"} <= plan.indexes()
+    assert plan.rows_read("jobs") <= 4 * 51
+    followed = look(own.connection, "claim_ordered", {**base, "keys": 0, "given": ["deep"]})
+    assert followed.rows_read("jobs") <= 4
+    assert look(own.connection, "find_due", {"queues": ["default"]}).rows_read("jobs") <= 4
+    assert len(own.store.claim_ordered(worker, [TASK], "default", 0, 100, Walk(keys=200)).jobs) == 51
+
+
+@BOTH_WAYS
+def test_the_first_keys_after_statistics_without_any_cost_nothing(own, look):
+    """Keys come into use after ANALYZE has seen a table full of jobs without one: the look for the job that runs of a key reads that alone."""
+    own.execute("INSERT INTO jobrunner.jobs (task) SELECT %s FROM generate_series(1, 50000)", (TASK,))
+    gather(own)
+    own.execute("INSERT INTO jobrunner.jobs (task, ordering_key) SELECT %s, 'deep' FROM generate_series(1, 50000)", (TASK,))
+    own.execute("INSERT INTO jobrunner.jobs (task, ordering_key) VALUES (%s, 'other')", (TASK,))
+    base = {"worker_id": own.worker(), "tasks": [TASK], "queue": "default", "priority": 0, "take": 100, "floor_key": "", "keys": 0}
+    plan = look(own.connection, "claim_ordered", {**base, "given": ["deep", "other"]})
+    assert {"jobs_ordered", "jobs_ordered_running", "jobs_pkey"} <= plan.indexes()
+    assert plan.rows_read("jobs") <= 4 * 2, plan.outline()
 
 
 @BOTH_WAYS

@@ -9,12 +9,13 @@ import psycopg
 import pytest
 
 from jobrunner import inspection
+from jobrunner.database import Database
 from jobrunner.errors import ConfigurationError
 from jobrunner.jobs import Ending, Unsuccessful
 from jobrunner.maintenance.pruner import MOST_PARTITIONS, Keep, Pruned, Pruner
 from jobrunner.settings import Dsn
 from jobrunner.states import State
-from jobrunner.store import Database, Store
+from jobrunner.store import Store
 from tests.support.calls import gather
 from tests.support.cli import APP, Program
 from tests.support.explain import explain

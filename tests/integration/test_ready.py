@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from jobrunner.database import Database
 from jobrunner.settings import parse_dsn
-from jobrunner.store import Database
 from tests.support.waiting import wait_until
 
 KEPT = 2

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from jobrunner import clock
+from jobrunner.claimer import Claimer, Room
 from jobrunner.jobs import Succeeded
 from jobrunner.settings import parse_dsn
 from jobrunner.store import Store
-from jobrunner.worker.claimer import Claimer, Room
 from jobrunner.worker.link import _LINGER, _MOST_LINGER, Link
 from tests.support.rows import Scene
 from tests.support.workers import insert

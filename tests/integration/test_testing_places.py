@@ -332,7 +332,7 @@ def test_a_job_that_somebody_else_took(made, dsn):
     with place("committed", made.jobs, dsn) as helper:
         _, drainer, _ = helper._in_use()
         with pytest.raises(NotDrained, match="was taken by somebody else"):
-            drainer._claimed(_Next(10**9, "add", "default", 0, helper.clock.now()), 1, 0)
+            drainer._claimed(_Next(10**9, "add", "default", 0, helper.clock.now(), None), 1, 0)
 
 
 def test_a_helper_is_for_its_block(made, dsn):

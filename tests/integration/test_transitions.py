@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from jobrunner import statements
+from jobrunner.jobs import ClaimedJob, Walk
 from jobrunner.states import LIVE, TRANSITIONS, State, Transition
+from tests.support.brokercalls import BROKER_CALLS
 from tests.support.rows import ALIVE, EXPIRED, LEASE, STOPPED, TASK, Scene, fenced_parameters
 
 NOT_TRANSITIONS = {
-    "any_lost", "hold", "hold_lost", "find_due", "has_succeeded", "held_jobs", "job_state", "lost_workers", "heartbeat", "register_worker", "stop_worker",
+    "any_lost", "hold", "look_again", "find_due", "has_succeeded", "held_jobs", "job_state", "lost_workers", "heartbeat", "register_worker", "stop_worker",
     "ensure_partitions", "log", "give_up_slot", "set_tasks", "left_due", "prune_workers", "prune_worker_runs", "drop_partitions", "settle_rollups",
-    "prune_rollup_hours", "take_turn",
+    "prune_rollup_hours", "take_turn", "renew", "drop_consumer", "purge_dead", *BROKER_CALLS,
 }  # fmt: skip
 """Statements that change no job's state."""
 
@@ -22,22 +24,41 @@ SUITED: dict[str, dict[str, object]] = {
     "rescue_abort": {"cancel_requested_at": "=now()"},
 }
 
+WAITING_SUITED: dict[str, dict[str, object]] = {"claim_ordered": {"ordering_key": "a key"}, "expire": {"expires_at": "=now()"}}
+"""The same of a job that waits."""
+
 # What is put on record about the attempt; transitions that are not here record nothing.
 RECORDED = {
     "retry": "retried", "fail": "failed", "snooze": "snoozed", "release": "released", "abort": "cancelled", "crash": "crashed",
     "quarantine": "quarantined", "rescue": "crashed", "rescue_quarantine": "quarantined", "rescue_abort": "cancelled",
 }  # fmt: skip
 
+MORE: dict[str, dict[str, object]] = {"redrive": {"queue": "default", "task": TASK}}
+"""Parameters of a transition beside the ids."""
+
+CLAIMS = {"claim", "claim_ordered"}
 BY_LEASE = {"right lease": 0, "older lease": -1, "newer lease": 1}
 BY_CLAIMER = {"alive": ALIVE, "expired": EXPIRED, "stopped": STOPPED}
 OWN, OTHER = "own", "another's"
+
+
+def suited(transition: Transition, state: State) -> dict[str, object]:
+    """What a job in this state needs for this transition."""
+    return (SUITED if state is State.RUNNING else WAITING_SUITED).get(transition.name, {})
+
+
+def claimed_by(scene: Scene, name: str, worker: int, queue: str = "default") -> list[ClaimedJob]:
+    """What one of the two claims takes."""
+    if name == "claim":
+        return scene.store.claim(worker, [TASK], queue, 0, 10)
+    return scene.store.claim_ordered(worker, [TASK], queue, 0, 10, Walk(keys=10)).jobs
 
 
 def variants(transition: Transition) -> list[str]:
     """Ways to ask for a transition; only the first is right."""
     if transition.fenced:
         return list(BY_LEASE)
-    return list(BY_CLAIMER) if transition.name == "claim" else [OWN, OTHER]
+    return list(BY_CLAIMER) if transition.name in CLAIMS else [OWN, OTHER]
 
 
 def cases() -> list[tuple[Transition, State, str]]:
@@ -50,15 +71,16 @@ def ask(scene: Scene, transition: Transition, job_id: int, variant: str) -> list
     row = scene.row(job_id)
     if transition.fenced:
         return scene.run(transition.name, fenced_parameters(transition.name, [(job_id, row["lease"] + BY_LEASE[variant])], delay_ms=10))
-    if transition.name == "claim":
-        claimer = scene.worker(BY_CLAIMER[variant])
-        claimed = scene.store.claim(claimer, [TASK], "default", 0, 10)
+    if transition.name in CLAIMS:
+        claimed = claimed_by(scene, transition.name, scene.worker(BY_CLAIMER[variant]))
         assert [(job.id, job.lease, job.attempt) for job in claimed] in ([], [(job_id, row["lease"] + 1, row["attempt"] + 1)])
         return [job.id for job in claimed]
+    if transition.name == "expire":
+        return scene.run("expire", {"most": 10 if variant == OWN else 0})
     if transition.by == "pool":
         worker = row["worker_id"] if variant == OWN and row["worker_id"] else scene.worker(EXPIRED)
         return scene.run(transition.name, {"worker_ids": [worker]})
-    return scene.run(transition.name, {"ids": [job_id if variant == OWN else job_id + 1_000_000]})
+    return scene.run(transition.name, {"ids": [job_id if variant == OWN else job_id + 1_000_000], **MORE.get(transition.name, {})})
 
 
 def surround(scene: Scene) -> None:
@@ -80,8 +102,7 @@ def test_a_transition_does_what_the_table_says(connection, transition, state, va
     """From its sources, with the right lease or worker, a job reaches the target; otherwise no row changes in any way."""
     scene = Scene(connection)
     surround(scene)
-    suited = SUITED.get(transition.name, {}) if state is State.RUNNING else {}
-    job_id = scene.job(state, attempt=1, **suited)
+    job_id = scene.job(state, attempt=1, **suited(transition, state))
     before = scene.snapshot()
     lease = scene.row(job_id)["lease"]
 
@@ -97,7 +118,7 @@ def test_a_transition_does_what_the_table_says(connection, transition, state, va
     row = scene.row(job_id)  # exactly one row, in exactly one table
     assert row["state"] == transition.target
     assert ("finished_at" in row) == (transition.target not in LIVE)
-    assert row["lease"] == lease + (transition.name == "claim")
+    assert row["lease"] == lease + (transition.name in CLAIMS)
     assert [(attempt["outcome"], attempt["lease"]) for attempt in scene.attempts(job_id)] == (
         [(RECORDED[transition.name], lease)] if transition.name in RECORDED else []
     )
@@ -111,30 +132,33 @@ def test_nothing_comes_from_an_id_that_never_was(connection, transition):
     before = scene.snapshot()
     if transition.fenced:
         assert scene.run(transition.name, fenced_parameters(transition.name, [(2**40, LEASE), (-1, LEASE), (2**63 - 1, 1)])) == []
+    elif transition.name == "expire":
+        assert scene.run("expire", {"most": 10}) == []
     elif transition.by == "pool":
         assert scene.run(transition.name, {"worker_ids": [2**40, -1]}) == []
-    elif transition.name == "claim":
-        assert scene.store.claim(2**40, [TASK], "elsewhere", 0, 10) == []
+    elif transition.name in CLAIMS:
+        assert claimed_by(scene, transition.name, 2**40, "elsewhere") == []
     else:
-        assert scene.run(transition.name, {"ids": [2**40, -1]}) == []
+        assert scene.run(transition.name, {"ids": [2**40, -1], **MORE.get(transition.name, {})}) == []
     assert scene.snapshot() == before
 
 
-@pytest.mark.parametrize("transition", [each for each in TRANSITIONS if each.name != "claim"], ids=lambda transition: transition.name)
+@pytest.mark.parametrize("transition", [each for each in TRANSITIONS if each.name not in CLAIMS | {"expire"}], ids=lambda transition: transition.name)
 def test_empty_and_repeated_ids(connection, transition):
     """An empty list changes nothing; an id given twice is moved once."""
     scene = Scene(connection)
     state = next(iter(sorted(transition.sources)))
-    job_id = scene.job(state, attempt=1, **(SUITED.get(transition.name, {}) if state is State.RUNNING else {}))
+    job_id = scene.job(state, attempt=1, **suited(transition, state))
     before = scene.snapshot()
     if transition.fenced:
         assert scene.run(transition.name, fenced_parameters(transition.name, [])) == []
         assert scene.snapshot() == before
         return  # a worker never finishes the same attempt twice in a batch
     key, value = ("worker_ids", scene.row(job_id)["worker_id"]) if transition.by == "pool" else ("ids", job_id)
-    assert scene.run(transition.name, {key: []}) == []
+    more = MORE.get(transition.name, {})
+    assert scene.run(transition.name, {key: [], **more}) == []
     assert scene.snapshot() == before
-    assert scene.run(transition.name, {key: [value, value]}) == [job_id]
+    assert scene.run(transition.name, {key: [value, value], **more}) == [job_id]
     assert len(scene.rows(job_id)) == 1
 
 

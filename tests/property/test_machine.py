@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from jobrunner.errors import DuplicateJob, IllegalTransition, JobNotFound
-from jobrunner.jobs import Ending, Leaving, Outcome, Succeeded, Unsuccessful, WorkerCounts, WorkerSight
+from jobrunner.jobs import Ending, Floor, Leaving, Outcome, Succeeded, Unsuccessful, WorkerCounts, WorkerSight
 from jobrunner.states import FINISHED, LIVE, State
-from jobrunner.store import Floor
 from tests.support.rows import TASK, Scene
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobrunner import inspection
+from jobrunner.database import Database
 from jobrunner.filters import FINISHED_WORDS, LIVE_WORDS, STATE_WORDS, JobFilter, Pattern
 from jobrunner.inspection import Count, lists
 from jobrunner.inspection.ranges import MAX_NAMES, NEXT_DAYS
 from jobrunner.inspection.reading import reading
 from jobrunner.settings import parse_dsn
-from jobrunner.store import Database
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -7,8 +7,9 @@ from collections import Counter
 
 import pytest
 
+from jobrunner.jobs import Floor
 from jobrunner.states import State
-from jobrunner.store import UNGATED, Crowded, Floor
+from jobrunner.store import UNGATED, Crowded
 from tests.support.rows import ALIVE, EXPIRED, TASK, fenced_parameters
 from tests.support.sessions import PATIENCE
 

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from psycopg.errors import LockNotAvailable
 
+from jobrunner.database import Database
 from jobrunner.errors import IllegalTransition, JobNotFound
 from jobrunner.history import steps, swap
 from jobrunner.history.days import Day
@@ -23,7 +24,7 @@ from jobrunner.history.steps import Pruning, Taken
 from jobrunner.maintenance import prune
 from jobrunner.maintenance.history import HistoryPruner, Removed
 from jobrunner.settings import Dsn
-from jobrunner.store import Database, Store
+from jobrunner.store import Store
 from tests.support.commands import clean_environment
 from tests.support.history import Past
 from tests.support.sessions import PATIENCE, sessions_on
@@ -308,7 +309,7 @@ KILLED = textwrap.dedent(
     from jobrunner.history import archive, steps, swap
     from jobrunner.maintenance import prune
     from jobrunner.settings import Dsn
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
     dsn, place, files, reached = sys.argv[1:]
     steps.FEW, steps.PAGES = 0, 1

@@ -68,6 +68,11 @@ def facts(state, worker, number):
     return [{**common, "max_crashes": 1, "max_attempts": 1}, {**common, "cancel_requested_at": "=now()"}, common][number % 3]
 
 
+def begin(session, verb, scene):
+    """How to start a bulk change that meets a locked job: a rescue goes past it, everything else waits."""
+    return session.call if verb == "rescue" else partial(session.call_blocked, observer=scene)
+
+
 @pytest.mark.parametrize("statistics", STATISTICS)
 @pytest.mark.parametrize(("state", "one", "other"), pairs())
 def test_overlapping_bulk_changes_in_opposite_order_do_not_deadlock(scene, sessions, state, one, other, statistics):
@@ -86,10 +91,8 @@ def test_overlapping_bulk_changes_in_opposite_order_do_not_deadlock(scene, sessi
     table = "job_history" if state is State.FAILED else "jobs"
     with holder.connection.transaction():
         holder.execute(f"SELECT FROM jobrunner.{table} WHERE id = %s FOR UPDATE", (ids[COUNT // 2],))
-        one_call = first.call_blocked(bulk(first, one, ids), scene)
-        # A second rescuer goes past the worker that the first one has.
-        start = second.call if one == other == "rescue" else partial(second.call_blocked, observer=scene)
-        other_call = start(bulk(second, other, ids[::-1]))
+        one_call = begin(first, one, scene)(bulk(first, one, ids))
+        other_call = begin(second, other, scene)(bulk(second, other, ids[::-1]))
     assert one_call.exception(PATIENCE) is None
     assert other_call.exception(PATIENCE) is None
     assert all(len(scene.rows(job_id)) == 1 for job_id in ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from jobrunner.states import TRANSITIONS
+from tests.support.brokercalls import BROKER_CALLS
 from tests.support.rows import EXPIRED, FINISHED_COLUMNS, LEASE, TASK, Scene, array, fenced_parameters
 
 MOST = 50  # where a statement that counts stops
@@ -65,15 +66,23 @@ def parameters(filled: Filled, batch: int) -> dict[str, dict[str, Any]]:
     register = {"name": "w", "host": "h", "pid": 1, "kind": "test", "version": "0", "queues": [], "tasks": [], "slots": 1, "lease_ms": 1}
     slot = {"pool": "default", "pool_slot": 1}
     return {
+        **BROKER_CALLS,
         **{name: fenced_parameters(name, attempts, delay_ms=5) for name in FENCED},
         "claim": {
             "worker_id": filled.alive, "tasks": [TASK, "another"], "queue": "default", "priority": 0, "take": batch, "past_gate": False,
             "floor_run_at": "1969-12-31 00:00+00", "floor_id": 0,
         },
+        "claim_ordered": {
+            "worker_id": filled.alive, "tasks": [TASK, "another"], "queue": "default", "priority": 0, "take": batch, "given": ["a key"],
+            "floor_key": "", "keys": 100,
+        },
+        "expire": {"most": batch},
         "find_due": {"queues": ["default", "none"]},
         "cancel": queued, "run_now": queued, "request_cancel": {"ids": [job_id for job_id, _ in attempts]},
         "requeue": {"ids": [-job_id for job_id in queued["ids"]]},
-        **{name: {"worker_ids": [filled.lost]} for name in ("hold_lost", "rescue", "rescue_abort", "rescue_quarantine")},
+        **{name: {"ids": [-job_id for job_id in queued["ids"]], "queue": "default", "task": TASK} for name in ("redrive", "purge_dead")},
+        "renew": {"id": attempts[0][0], "lease": LEASE, "lease_ms": 1000}, "drop_consumer": {"worker_id": filled.lost},
+        **{name: {"worker_ids": [filled.lost]} for name in ("look_again", "rescue", "rescue_abort", "rescue_quarantine")},
         "hold": {"ids": array(job_id for job_id, _ in attempts), "leases": array(lease for _, lease in attempts)},
         "held_jobs": {"worker_id": filled.alive}, "job_state": {"id": -first},
         "has_succeeded": {"ids": [-job_id for job_id in queued["ids"]], "leases": [LEASE] * len(queued["ids"])},

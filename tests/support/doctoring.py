@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from jobrunner import migrate
+from jobrunner.database import Database
 from jobrunner.doctor import Finding, Limits, examine
 from jobrunner.embedded import Server
 from jobrunner.settings import parse_dsn
-from jobrunner.store import Database
 from tests.support import postgres as pg
 
 if TYPE_CHECKING:

@@ -52,6 +52,7 @@ NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
     ),
     "cgroups": ("control groups of memory and pids that can be made and limited", _can_make_groups),
     "crond": ("cron", lambda: shutil.which("cron", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None),
+    "git": ("git", lambda: shutil.which("git") is not None),
     "linux": ("a /proc file system", lambda: Path("/proc/self/stat").exists()),
     "netns": ("leave to make network namespaces", _can_make_networks),
     "pgbouncer": ("pgbouncer", lambda: shutil.which("pgbouncer") is not None),

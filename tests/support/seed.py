@@ -111,6 +111,34 @@ def _what_they_say(connection: psycopg.Connection[Any], ids: dict[str, int]) -> 
     )
 
 
+def seed_topics(connection: psycopg.Connection[Any], dead: int = 120) -> None:
+    """Topics with groups in every state, one with none, and dead letters of two queues; nothing of it is in the numbers of `seed`."""
+    connection.execute(
+        "INSERT INTO jobrunner.subscriptions (topic, group_name, mode, task, patterns, queue, undeclared_at) VALUES "
+        "('orders', 'billing', 'queue', 'billing.on_paid', '{order.paid,order.refunded}', 'billing', NULL), "
+        "('orders', 'search', 'log', 'search.index', '{#}', 'default', NULL), ('orders', 'audit', 'log', 'audit.keep', '{order.#}', 'default', NULL), "
+        "('orders', 'newsletter', 'queue', 'mail.on_first_order', '{order.*}', 'mail', now()), "
+        "('returns', 'warehouse', 'log', 'warehouse.expect', '{return.*.accepted}', 'default', NULL)"
+    )
+    connection.execute(
+        "INSERT INTO jobrunner.cursors (topic, group_name, position, delivered_count, stopped_at, problem, job_id) VALUES "
+        "('orders', 'search', 0, 0, NULL, NULL, NULL), ('returns', 'warehouse', 0, 0, NULL, NULL, NULL), "
+        "('orders', 'audit', 0, 0, now() - interval '2 hours', 'shop.http.UpstreamTimeout: no answer from archive.example in 30 s', 1)"
+    )
+    connection.execute("INSERT INTO jobrunner.event_skips (job_id, topic, group_name, after_position, to_position) VALUES (1, 'orders', 'search', 0, 1)")
+    connection.execute("SELECT jobrunner.publish(t, 'order.shipped', '{}'::jsonb) FROM unnest(ARRAY['orders', 'orders', 'stock']) AS t")
+    connection.execute(
+        "INSERT INTO jobrunner.job_history (id, task, queue, args, priority, tags, created_at, run_at, state, lease, attempt, max_attempts, backoff, "
+        "backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, last_error, ordering_key, finished_at) "
+        "SELECT 500000 + n, 'jobrunner.message', CASE WHEN n %% 3 = 0 THEN 'parcels' ELSE 'emails' END, "
+        "jsonb_build_object('body', jsonb_build_object('to', 'customer' || n || '@example.org', 'text', repeat('your parcel is on its way ', 20))), 0, '{}', "
+        "now(), now(), CASE WHEN n %% 7 = 0 THEN 'quarantined' ELSE 'failed' END, 5, 5, 5, 'exponential', '5 s', '1 h', 1, 0, 3, "
+        "'smtplib.SMTPRecipientsRefused: the mailbox does not exist', CASE WHEN n %% 2 = 0 THEN 'customer:' || n END, now() - n * interval '1 minute' "
+        "FROM generate_series(1, %s) AS n",
+        (dead,),
+    )
+
+
 def _workers(connection: psycopg.Connection[Any], now: datetime, *, alive: bool) -> list[int]:
     tasks = [task for task, *_ in TASKS]
     rows = [

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from jobrunner import JobRunner, current_job
-from jobrunner.errors import JobStopped, LeaseLost
+from jobrunner.control import JobStopped
+from jobrunner.errors import LeaseLost
 from tests.support.chaos_app import note
 
 if TYPE_CHECKING:

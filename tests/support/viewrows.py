@@ -18,7 +18,7 @@ COPIED = (
     "id", "task", "args", "queue", "priority", "tags", "meta", "parent_id", "unique_key", "created_at", "run_at", "lease", "attempt",
     "max_attempts", "backoff", "backoff_base", "backoff_cap", "backoff_jitter", "crash_count", "max_crashes", "time_limit",
     "soft_time_limit", "cpu_limit", "memory_limit", "memory_limit_on_retry", "output_limit", "max_processes", "progress", "progress_text",
-    "checkpoint",
+    "checkpoint", "ordering_key", "expires_at",
     "last_error_type", "last_error", "last_error_at", "worker_id", "started_at",
 )  # fmt: skip
 

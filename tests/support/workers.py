@@ -44,7 +44,7 @@ class Ledger:
 
 
 class Worker:
-    """One `jobrunner work` process; `within` stands before its command, such as `ip netns exec NAME`."""
+    """One `jobrunner work` process, or one of `jobrunner celery-worker` as `command`; `within` stands before it, such as `ip netns exec NAME`."""
 
     def __init__(
         self,
@@ -54,12 +54,14 @@ class Worker:
         app: str = APP,
         environment: Mapping[str, str] | None = None,
         within: Sequence[str] = (),
+        command: str = "work",
     ) -> None:
         environment = {**os.environ, "JOBRUNNER_CHAOS_LEDGER": str(ledger), **(environment or {})}
-        command = [*within, sys.executable, "-m", "jobrunner", "work", "--dsn", dsn, "--app", app, *options]
+        of_app = ("-A", app) if command == "celery-worker" else ("--app", app)
+        words = [*within, sys.executable, "-m", "jobrunner", command, "--dsn", dsn, *of_app, *options]
         self.log = ledger.with_suffix(f".{os.urandom(3).hex()}.log")
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """Kill -9 the worker itself, and only it."""
@@ -102,10 +104,16 @@ class Worker:
 
 @contextlib.contextmanager
 def workers(
-    dsn: str, ledger: Path, *options: str, count: int = 1, app: str = APP, environment: Mapping[str, str] | None = None
+    dsn: str,
+    ledger: Path,
+    *options: str,
+    count: int = 1,
+    app: str = APP,
+    environment: Mapping[str, str] | None = None,
+    command: str = "work",
 ) -> Iterator[list[Worker]]:
     """Start workers, with more in their environment when given; whatever is left of them at the end is killed."""
-    started = [Worker(dsn, ledger, *options, app=app, environment=environment) for _ in range(count)]
+    started = [Worker(dsn, ledger, *options, app=app, environment=environment, command=command) for _ in range(count)]
     try:
         yield started
     finally:

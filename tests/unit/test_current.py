@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from jobrunner.control import JobStopped
 from jobrunner.current import BURST, JobContext
-from jobrunner.errors import InvalidPayload, JobStopped, SoftTimeLimitExceeded
+from jobrunner.errors import InvalidPayload, SoftTimeLimitExceeded
 from tests.support.attempts import Notes
 from tests.support.waiting import wait_until
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from jobrunner import clock
+from jobrunner.claimer import Claimer, Room
 from jobrunner.jobs import Succeeded
 from jobrunner.settings import parse_dsn
-from jobrunner.worker.claimer import Claimer, Room
 from jobrunner.worker.link import _ENOUGH, _LINGER, CROWD_SLACK, MAINTENANCE_SLACK, Link
 
 NOTHING = [Room(0)]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from jobrunner.control import JobStopped
 from jobrunner.current import JobContext
-from jobrunner.errors import JobStopped
 from jobrunner.worker.executing import InProcess
 from jobrunner.worker.threads import _Child
 from jobrunner.worker.voices import ThreadEar

@@ -7,6 +7,7 @@ import enum
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NewType, NotRequired, TypedDict, TypeVar
 from uuid import UUID
 
@@ -158,6 +159,15 @@ def there_and_back(annotation: Any, value: Any) -> Any:
         (Number, 3),
         (Any, {"free": [1, None]}),
         (None, None),
+        (bytes, b"\x00\xff"),
+        (bytearray, bytearray(b"x")),
+        (Path, Path("a/b")),
+        (list[bytes], [b"", b"x"]),
+        (bytes | str, b"eA=="),
+        (bytes | str, "eA=="),
+        (Path | str | None, "a"),
+        (Path | str | None, Path("a")),
+        (dict[str, str] | bytes, {"a": "b"}),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -184,7 +194,10 @@ def test_values_come_back_by_annotation(annotation, value):
         (list[int], [1, 2, "x"], "value[2]", "expected int"),
         (dict[int, str], {1: "x"}, "value[1]", "key of type int"),
         (User, User(id=1), "value", "database object"),
-        (bytes, b"x", "value", "of type bytes"),
+        (complex, 1j, "value", "of type complex"),
+        (bytes, "x", "value", "expected bytes"),
+        (Path, "x", "value", "expected Path"),
+        (dict[str, str] | bytes, b"x", "value", "ambiguous"),
         (int | None, "x", "value", "expected int | None"),
         (list[Order | None], [None, AN_ORDER, 3], "value[2]", "expected Order | None"),
         (Point, (1, 2), "value", "expected Point"),
@@ -211,6 +224,11 @@ def test_values_that_do_not_fit_are_refused_in_place(annotation, value, path, wo
         (Customer, {"id": str(ONE), "addresses": [{"street": 1}]}, "value.addresses[0].street"),
         (set[int], [1, [2]], "value[1]"),
         (Colour, "green", "value"),
+        (bytes, "eA==", "value"),
+        (bytes, {"$bytes": "?"}, "value"),
+        (bytes, {"$path": "a"}, "value"),
+        (Path, {"$path": 1}, "value"),
+        (Path, {"$nothing": "a"}, "value"),
         (Shape, "CIRCLE", "value"),
         (int, True, None),
         (float, 3, None),

@@ -11,13 +11,18 @@ from unittest.mock import MagicMock
 import pytest
 
 from jobrunner import statements
-from jobrunner.jobs import Ending, Leaving, LogLine, Note, Succeeded, Unsuccessful, WorkerCounts, WorkerSight
+from jobrunner.compat.kombu.broker import Broker, Results
+from jobrunner.compat.kombu.envelopes import Envelope
+from jobrunner.envelopes import Receipt
+from jobrunner.jobs import Ending, Leaving, LogLine, Note, Succeeded, Unsuccessful, Walk, WorkerCounts, WorkerSight
+from jobrunner.messagestore import MessageStore
 from jobrunner.states import TRANSITIONS, State
-from jobrunner.store import Store
 from tools.states_doc import headline
 
 NAMES = sorted(statements.names())
-READING = {"any_lost", "find_due", "has_succeeded", "held_jobs", "job_state", "left_due"}
+READING = {
+    "any_lost", "find_due", "has_succeeded", "held_jobs", "job_state", "left_due", "broker_bindings", "broker_get_results", "broker_size",
+}  # fmt: skip
 WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM)\s+(?!OF\b|SKIP\b)jobrunner\.")
 SESSION_BOUND = re.compile(r"pg_advisory_lock|pg_try_advisory_lock\b|\bLISTEN\b|\bNOTIFY\b|pg_notify|\bSET (?:LOCAL|SESSION)\b")
 FACTS = ("name", "host", "pid", "kind", "version", "queues", "tasks", "slots")
@@ -64,7 +69,7 @@ def test_a_file_is_one_statement_and_schema_qualified(name):
     body = statements.load(name)
     assert ";" not in body
     assert not re.search(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+(?:ONLY\s+)?(?:jobs|job_history|job_attempts|workers)\b", body)
-    assert bool(WRITES.search(body)) == (name not in READING | {"hold", "hold_lost", "ensure_partitions", "drop_partitions", "settle_rollups"})
+    assert bool(WRITES.search(body)) == (name not in READING | {"hold", "ensure_partitions", "drop_partitions", "settle_rollups"})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -97,7 +102,7 @@ def test_an_unknown_name_is_an_error():
         statements.load("vanish")
 
 
-class Recorder(Store):
+class Recorder(MessageStore):
     """A store that runs nothing and remembers which parameters each statement was given."""
 
     def __init__(self):
@@ -129,6 +134,14 @@ def test_the_store_passes_what_the_files_ask_for(monkeypatch):
     store, counts, second = Recorder(), WorkerCounts(), timedelta(seconds=1)
     store.find_due([])
     store.claim(1, [], "default", 0, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "fetchall", lambda _: [(None, 0, None, *[None] * 13)])
+        store.claim_ordered(1, [], "default", 0, 1, Walk())
+    store.expire(1)
+    store.renew(Receipt(1, 1), 1.0)
+    store.drop_consumer(1)
+    store.redrive("mail", [1])
+    store.purge_dead("mail", [1])
     store.finish([Succeeded(1, 1, None, 1, 1, 1.0), *(Unsuccessful(ending, 1, 1) for ending in Ending)])
     store.start([])
     store.register_worker(dict.fromkeys(FACTS), second)
@@ -158,5 +171,50 @@ def test_the_store_passes_what_the_files_ask_for(monkeypatch):
     for verb in (store.cancel, store.requeue):
         with pytest.raises(Exception, match="no job 1"):
             verb(1)
-    assert set(store.given) == statements.names()
+    assert set(store.given) == {name for name in statements.names() if not name.startswith("broker_")}
     assert {name: names for name, names in store.given.items() if names != statements.parameters(name)} == {}
+
+
+class Counted:
+    """A link that runs nothing, answers one row of numbers to everything and remembers the parameters."""
+
+    def __init__(self):
+        self.given: dict[str, set[str]] = {}
+
+    def run(self, name, parameters):
+        self.given[name] = set(parameters)
+        rows: dict[str, list[tuple[int, ...]]] = {"broker_claim": [], "broker_take": [], "broker_bindings": [], "broker_get_results": []}
+        return rows.get(name, [(1, 1)] if name in {"broker_rescue", "broker_size"} else [(1,)])
+
+
+def test_the_broker_passes_what_the_files_ask_for():
+    """Each statement of the broker is run by some verb of it, with exactly the parameters that its file has."""
+    link, envelope, second = Counted(), Envelope(0, None, None, None, None, "{}"), timedelta(seconds=1)
+    broker, results = Broker(link), Results(link)
+    broker.publish("e", "k", envelope)
+    broker.put("q", envelope)
+    broker.claim(1, "q", 1)
+    broker.take("q", 1)
+    broker.ack([(1, 1)])
+    broker.release([(1, 1)])
+    broker.reconcile(1, [1])
+    broker.join("h", 1, ["q"], second)
+    broker.renew([1])
+    broker.leave(1)
+    broker.declare("q")
+    broker.touch(["q"], second)
+    broker.bind("e", "k", "q", "direct", None)
+    broker.unbind("e")
+    broker.bindings()
+    broker.size("q")
+    broker.purge("q")
+    broker.delete("q")
+    broker.rescue()
+    broker.sweep()
+    results.get(["k"])
+    results.set("k", b"v", None)
+    results.delete("k")
+    results.count("k", None)
+    results.expire("k", None)
+    assert set(link.given) == {name for name in statements.names() if name.startswith("broker_")}
+    assert {name: names for name, names in link.given.items() if names != statements.parameters(name)} == {}

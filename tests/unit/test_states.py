@@ -12,6 +12,7 @@ from jobrunner.states import FINISHED, LIVE, TRANSITIONS, State, sources_of
 from jobrunner.store import _SEQUENCES
 from tools import states_doc
 
+CLAIMS = {"claim", "claim_ordered"}
 BY_NAME = {transition.name: transition for transition in TRANSITIONS}
 
 
@@ -47,7 +48,7 @@ def test_every_state_can_be_reached_and_left():
 
 def test_a_worker_writes_about_its_own_attempt_only_with_its_lease():
     """All a worker does after the claim is fenced, and nobody else's transitions are: they have no lease to show."""
-    assert {transition.name for transition in TRANSITIONS if transition.by == "worker" and not transition.fenced} == {"claim"}
+    assert {transition.name for transition in TRANSITIONS if transition.by == "worker" and not transition.fenced} == CLAIMS
     assert all(transition.by == "worker" for transition in TRANSITIONS if transition.fenced)
     assert {transition.by for transition in TRANSITIONS} <= {"worker", "pool", "operator", "application"}
 

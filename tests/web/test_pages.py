@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from flask import Flask
@@ -118,6 +119,9 @@ def test_empty_pages_say_what_to_do(client) -> None:
     assert "No job yet." in readable(clean(client.get("/jobs")))
     assert "No job matches." in readable(clean(client.get("/jobs?filter=state:failed")))
     assert "No queue yet." in readable(clean(client.get("/queues")))
+    assert "No topic yet." in readable(clean(client.get("/topics")))
+    assert "No dead letter." in readable(clean(client.get("/dead-letters")))
+    assert "No dead letter in this queue." in readable(clean(client.get("/dead-letters?queue=emails")))
     assert "jobrunner work --drain" in readable(clean(client.get("/workers")))
     assert "No worker is alive." in readable(clean(client.get("/jobs")))
     assert client.get("/").headers["Location"] == "/jobs"
@@ -131,7 +135,7 @@ def test_a_wrong_filter_keeps_what_was_typed(client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "status"), [("/jobs/999999", 404), ("/jobs/abc", 404), ("/nothing", 404), ("/jobs?cursor=x", 400), ("/static/nothing.css", 404)]
+    ("url", "status"), [("/jobs/999999", 404), ("/jobs/abc", 404), ("/nothing", 404), ("/jobs?cursor=x", 400), ("/dead-letters?cursor=x", 422), ("/static/nothing.css", 404)]
 )
 def test_errors_are_pages(client, url, status) -> None:
     """What goes wrong is told in the frame, in words."""
@@ -192,7 +196,22 @@ def test_no_text_of_a_row_becomes_markup(client, connection, payload) -> None:
         "ARRAY[%(x)s], now(), now(), 'succeeded', 1, 1, 1, %(x)s, '0', '0', 0, 0, 1, %(json)s, %(worker)s)",
         values,
     )
-    for url in ("/jobs", f"/jobs/{job_id}", "/jobs/9999", "/queues", "/workers"):
+    dead = (
+        "INSERT INTO jobrunner.job_history (id, task, queue, args, priority, tags, created_at, run_at, state, lease, attempt, max_attempts, backoff, "
+        "backoff_base, backoff_cap, backoff_jitter, crash_count, max_crashes, last_error, ordering_key) VALUES (9998, 'jobrunner.message', %(x)s, %(json)s, "
+        "0, '{}', now(), now(), 'failed', 1, 1, 1, 'constant', '0', '0', 0, 0, 1, %(x)s, left(%(x)s, 400))"
+    )
+    connection.execute(dead, values)
+    connection.execute(
+        "INSERT INTO jobrunner.subscriptions (topic, group_name, mode, task, patterns, queue, app) "
+        "VALUES (%(x)s, %(x)s, 'log', %(x)s, ARRAY[%(x)s], %(x)s, %(x)s)",
+        values,
+    )
+    connection.execute(
+        "INSERT INTO jobrunner.cursors (topic, group_name, position, stopped_at, problem) VALUES (%(x)s, %(x)s, 0, now(), %(x)s)", values
+    )
+    letters = f"/dead-letters?{urlencode({'queue': payload})}"
+    for url in ("/jobs", f"/jobs/{job_id}", "/jobs/9999", "/queues", "/workers", "/topics", "/dead-letters", letters):
         page = clean(client.get(url))
         assert " ".join(payload.split())[:30] in readable(page), url
     listing = clean(client.get("/jobs"))
@@ -232,7 +251,7 @@ def test_links_follow_the_script_name(app, connection) -> None:
     app.wsgi_app = DispatcherMiddleware(Flask("outer"), {"/ops": app.wsgi_app})
     client = app.test_client()
     client.environ_base |= {"HTTP_X_TEST_ROLE": "admin", "HTTP_SEC_FETCH_SITE": "same-origin"}
-    for url in ("/ops/jobs", f"/ops/jobs/{ids['failed']}", "/ops/queues", "/ops/jobs/0"):
+    for url in ("/ops/jobs", f"/ops/jobs/{ids['failed']}", "/ops/queues", "/ops/jobs/0", "/ops/topics", "/ops/dead-letters"):
         page = Page(client.get(url).text)
         assert all(link.startswith(("/ops/", "#", "data:")) for link in page.links), page.links
     assert client.get("/ops/").headers["Location"] == "/ops/jobs"
@@ -247,7 +266,7 @@ def test_a_large_installation_costs_few_statements(client, connection) -> None:
     reads = client.application.extensions["jobrunner-web"].reads()
     statements: list[str] = []
     event.listen(reads.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-    for url, most in (("/jobs", 12), ("/jobs?filter=task:s*", 14), (f"/jobs/{1}", 12), ("/queues", 6), ("/workers", 6)):
+    for url, most in (("/jobs", 12), ("/jobs?filter=task:s*", 14), (f"/jobs/{1}", 12), ("/queues", 6), ("/workers", 6), ("/topics", 8), ("/dead-letters", 6)):
         statements.clear()
         assert client.get(url).status_code == 200
         assert len(statements) <= most, (url, len(statements))

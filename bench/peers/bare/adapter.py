@@ -24,9 +24,9 @@ import psycopg
 from protocol import HERE, Adapter, Unsupported, in_threads, serve, timed
 
 from jobrunner import clock, migrate
-from jobrunner.jobs import Succeeded
+from jobrunner.jobs import Floor, Succeeded
 from jobrunner.settings import CHANNEL
-from jobrunner.store import Crowded, Floor, Store
+from jobrunner.store import Crowded, Store
 
 INSERT = "INSERT INTO jobrunner.jobs (task, args) VALUES (%s, %s::jsonb) RETURNING id"
 NOTIFY = "SELECT pg_notify(%s, 'default')"

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from jobrunner.cli.top.drawing import Marks
     from jobrunner.cli.top.lists import Row
+    from jobrunner.database import Database
     from jobrunner.settings import Dsn
-    from jobrunner.store import Database
 
 T = TypeVar("T")
 

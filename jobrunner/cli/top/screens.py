@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from jobrunner.cli.top.drawing import Marks
     from jobrunner.cli.top.watching import Wanted
-    from jobrunner.store import Database
+    from jobrunner.database import Database
 
 WITHOUT_KEYS, SHORT = 'Ctrl-C ends · keys: pip install "jobrunner-pg[tui]"', "Ctrl-C ends"
 PIPE_SIZE = (120, 50)  # columns and lines where there is no terminal, and COLUMNS and LINES do not say

@@ -16,8 +16,8 @@ from jobrunner.filters import JobFilter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jobrunner.database import Database
     from jobrunner.inspection import Glance, View
-    from jobrunner.store import Database
 
 SHARE = 5  # a look may take this part of the time: with a slow database the pauses grow, so that watching does not make it slower
 SILENT = 5.0  # seconds without an answer, after which a look that began is called one that hangs

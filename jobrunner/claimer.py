@@ -2,21 +2,22 @@
 
 It must not run jobs nor keep them. A floor per (queue, priority) lets a claim continue behind the last key it took instead of
 walking over dead entries; a scan from the start, at intervals and whenever a claim comes back short, finds what a floor hides:
-rows that committed late, were retried, or are more urgent.
+rows that committed late, were retried, or are more urgent. Jobs with an ordering key have no floor: `keywalk` finds the next of each key.
 """
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jobrunner import clock
-from jobrunner.store import Crowded, Floor
+from jobrunner import clock, jitter
+from jobrunner.jobs import Floor
+from jobrunner.keywalk import KeyWalk
+from jobrunner.store import Crowded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from jobrunner.jobs import ClaimedJob
     from jobrunner.store import Store
@@ -62,6 +63,9 @@ class Claimer:
         poll: seconds between looks at idle queues.
 
     Attributes:
+        next_at: `clock.monotonic()` when to claim again; 0 is at once.
+        idle: a fresh look found nothing due.
+        walking: the last claim did not come to the end of the ordering keys: the next one goes on.
         waited: seconds that the last claim was put off because others were in the way.
     """
 
@@ -69,7 +73,11 @@ class Claimer:
         self.queues, self.tasks, self.poll = list(queues), list(tasks), poll
         self.next_at = 0.0
         self.idle = False
+        self.walking = False
         self._floors: dict[tuple[int, str], Floor | None] = {}  # keyed so that sorting puts urgent ones first
+        self._walk = KeyWalk()
+        self._following = False  # whether the next job of a key that has just ended is to be looked at
+        self._rest_at = 0.0  # and when to look again once it has come to its end
         self._scan_at = 0.0
         self._scanned_at = 0.0
         self._scan_costs: deque[float] = deque([0.0], maxlen=3)
@@ -83,7 +91,7 @@ class Claimer:
 
     def wants(self, room: Room, now: float) -> bool:
         """Whether to claim now: it is time to look, or there is room again in a queue whose bound was reached."""
-        return self.usable(room) > 0 and (now >= self.next_at or any(room.of(queue) > 0 for queue in self._held_back))
+        return self.usable(room) > 0 and (now >= self.next_at or self._following or any(room.of(queue) > 0 for queue in self._held_back))
 
     def usable(self, room: Room) -> int:
         """How much of the room a claim would use now."""
@@ -98,6 +106,13 @@ class Claimer:
         """Something may be due: look at once."""
         self.next_at = 0.0
         self.idle = False
+
+    def follow(self, ended: Mapping[str, Iterable[str]]) -> None:
+        """Jobs of these ordering keys (queue → keys) have ended here: the next ones of the same keys may be due."""
+        if self._walk.follow(ended):
+            self._following = True
+        else:  # there was none when everything was looked at; since then, who knows
+            self._scan_at = self.next_at = 0.0
 
     def claim(self, store: Store, worker_id: int, room: Room) -> list[ClaimedJob]:
         """Claim at most `room`, the most urgent first. Sets `next_at`, and `idle` when a fresh scan found nothing due."""
@@ -130,16 +145,21 @@ class Claimer:
         self._crowded += 1
         self._held_back.clear()  # or a queue with a bound of its own would have the next claim at once
         self._scan_at = max(self._scan_at, self._scanned_at + max(self.poll, CROWD_RESCAN))
-        self.next_at = now + pause * random.uniform(0.5, 1.0)  # noqa: S311  jitter, not a secret
+        self.next_at = now + pause * jitter.between(0.5, 1.0)
 
     def _take(self, store: Store, worker_id: int, room: Room, taken: list[ClaimedJob], *, past_gate: bool = False) -> None:
         began = clock.monotonic()
         room.total = min(room.total, MAX_BATCH)  # what is taken then is full: it says nothing of where the queue ends
-        if self._floors and began < self._scan_at:
+        following, self._following = self._following, False
+        if (self._floors or self._walk.pairs()) and began < self._scan_at:
+            was_walking = self.walking  # as the last claim left it
             full = self._full = self._claim_known(store, worker_id, room, taken, past_gate=past_gate)
-            if full:
-                self.next_at = 0.0
-            if full or (taken and began < self.next_at):  # the latter: only a bounded queue had room, the others' time is to come
+            self._scan_costs[-1] += self._walk.take_cost()
+            planned = self._rest_at if was_walking else self.next_at
+            self.next_at = 0.0 if full or self.walking else min(planned, self._walk.due_at)
+            # The latter: only a bounded queue had room, or the next job of a key was looked at, or a walk came to its end; the others'
+            # time is to come.
+            if full or self.walking or ((taken or following or was_walking) and began < self.next_at):
                 return
         allowed_at = self._scanned_at + self._scan_pause()
         if clock.monotonic() < allowed_at:
@@ -149,11 +169,14 @@ class Claimer:
         due_in = self._scan(store)
         self._scanned_at = clock.monotonic()
         cost = (self._scanned_at - looked) * (WALKS if self._floors else 1)
-        full = self._full = self._claim_known(store, worker_id, room, taken, past_gate=past_gate) if self._floors else False
-        self._scan_costs.append(cost)
+        known = bool(self._floors) or bool(self._walk.pairs())
+        full = self._full = known and self._claim_known(store, worker_id, room, taken, past_gate=past_gate)
+        self._scan_costs.append(cost + self._walk.take_cost())
         self._scan_at = self._scanned_at + max(RESCAN, self._scan_pause())
-        self.idle = not taken and not full
-        self.next_at = 0.0 if full else clock.monotonic() + (min(self.poll, due_in) if not taken else min(self.poll, due_in, RESCAN))
+        due_in = max(0.0, min(due_in, self._walk.due_at - clock.monotonic()))
+        self.idle = not taken and not full and not self.walking
+        self._rest_at = clock.monotonic() + (min(self.poll, due_in) if not taken else min(self.poll, due_in, RESCAN))
+        self.next_at = 0.0 if full or self.walking else self._rest_at
 
     def _scan_pause(self) -> float:
         """How long a scan must wait after the last: nothing while scans are cheap. What they claim is no cost of theirs.
@@ -167,36 +190,60 @@ class Claimer:
         """Find the pairs that have something due and drop their floors. Returns seconds until the next one is due."""
         due_in = self.poll
         self._floors.clear()
-        for due in store.find_due(self.queues):
+        found = store.find_due(self.queues)
+        for due in found:
+            if due.priority is None:
+                continue
             if due.due_in_ms == 0:
                 self._floors[due.priority, due.queue] = None
             else:
                 due_in = min(due_in, due.due_in_ms / 1000)
+        with_keys = {due.queue for due in found if due.priority is None}
+        self._walk.begin(pair for pair in self._floors if pair[1] in with_keys)
         return due_in
 
     def _claim_known(self, store: Store, worker_id: int, room: Room, taken: list[ClaimedJob], *, past_gate: bool) -> bool:
         """Claim behind the floors until the room is used up; True when it was, so that more may be waiting."""
         self._turn += 1
-        for priority, queue in self._order():
-            take = room.of(queue)
-            if take <= 0:
-                if room.total <= 0:
-                    return True
-                continue
-            jobs = store.claim(worker_id, self.tasks, queue, priority, take, self._floors[priority, queue], past_gate=past_gate)
-            if jobs:
-                self._floors[priority, queue] = Floor(jobs[-1].run_at, jobs[-1].id)
+        self.walking = False
+        with_keys = self._walk.pairs()
+        for priority, queue in self._order({*self._floors, *with_keys}):
+            # Of those with keys and those without, each is first in turn: neither kind may keep the other waiting.
+            for ordered in (False, True) if self._turn % 2 else (True, False):
+                if (priority, queue) not in (with_keys if ordered else self._floors):
+                    continue
+                take = room.of(queue)
+                if take <= 0:
+                    if room.total <= 0:
+                        return True
+                    continue
+                pair = (priority, queue)
+                if ordered:
+                    jobs = self._walk.claim(store, worker_id, self.tasks, pair, take)
+                else:
+                    jobs = self._claim_plain(store, worker_id, pair, take, past_gate=past_gate)
                 taken += jobs
                 room.total -= len(jobs)
-                if queue in room.by_queue:
+                if jobs and queue in room.by_queue:
                     room.by_queue = {**room.by_queue, queue: room.by_queue[queue] - len(jobs)}
-            if len(jobs) < take:
-                del self._floors[priority, queue]
-        self._held_back = {queue for _, queue in self._floors if room.of(queue) <= 0 < room.total}
+        if with_keys:
+            self._walk.looked()
+        unfinished = {queue for _, queue in self._walk.pairs()}
+        self.walking = any(room.of(queue) > 0 for queue in unfinished)
+        self._held_back = {queue for queue in unfinished | {queue for _, queue in self._floors} if room.of(queue) <= 0 < room.total}
         return room.total <= 0
 
-    def _order(self) -> list[tuple[int, str]]:
+    def _claim_plain(self, store: Store, worker_id: int, pair: tuple[int, str], take: int, *, past_gate: bool) -> list[ClaimedJob]:
+        priority, queue = pair
+        jobs = store.claim(worker_id, self.tasks, queue, priority, take, self._floors[pair], past_gate=past_gate)
+        if jobs:
+            self._floors[pair] = Floor(jobs[-1].run_at, jobs[-1].id)
+        if len(jobs) < take:
+            del self._floors[pair]
+        return jobs
+
+    def _order(self, pairs: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
         """Urgent first; among queues of one priority each gets the first turn in turn."""
         shift = self._turn % len(self.queues)
         rank = {queue: position for position, queue in enumerate(self.queues[shift:] + self.queues[:shift])}
-        return sorted(self._floors, key=lambda pair: (pair[0], rank[pair[1]]))
+        return sorted(pairs, key=lambda pair: (pair[0], rank[pair[1]]))
