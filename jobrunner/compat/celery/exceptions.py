@@ -139,7 +139,7 @@ class Ignore(TaskPredicate):
 
 
 class Reject(TaskPredicate):
-    """The task ends without a state: with `requeue` it runs again, else it is dropped (and shows as cancelled)."""
+    """The task runs again with `requeue`, and `request.delivery_info["redelivered"]` is True then; else it has failed with this."""
 
     def __init__(self, reason: Any = None, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  the signature that is called
         self.reason, self.requeue = reason, requeue

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobrunner.compat.celery import signals
+from jobrunner.compat.celery import Task, signals
 from jobrunner.compat.celery.exceptions import Ignore, Reject, TaskRevokedError, TimeoutError  # noqa: A004  Celery's name
 from tests.compat.celery.conftest import rows
 
@@ -128,25 +128,63 @@ def test_ignored_results(app, run, connection):
     assert [row[0] for row in rows(connection, "result")] == [None, None, None, "kept from all"]
 
 
-def test_rejected_tasks(app, run, connection):
-    """Without requeue it is dropped, visibly cancelled, and reads as before; with requeue it runs again."""
-    seen = []
+def test_a_rejected_task_has_failed(app, run, connection):
+    """Without requeue it never runs again: FAILURE with its Reject, the signal and `link_error`, and none of the task's hooks."""
+    seen: list[object] = []
 
-    @app.task(bind=True)
-    def work(self, requeue):
-        seen.append(requeue)
-        if len(seen) < 3:
-            raise Reject("no", requeue=requeue)
+    class Hooked(Task):
+        def on_failure(self, *_arguments):
+            seen.append("on_failure")
+
+        def after_return(self, *_arguments):
+            seen.append("after_return")
+
+    @app.task(base=Hooked, name="work")
+    def work():
+        seen.append("ran")
+        if "brought back" not in seen:
+            raise Reject(OSError("no memory"), requeue=False)
         return "done"
 
-    dropped, again = work.delay(False), work.delay(True)
+    @app.task(name="errback")
+    def errback(task_id):
+        seen.append(("errback", task_id))
+
+    def receive(sender, task_id, exception, args, einfo, **kwargs):
+        seen.append((sender.name, task_id, type(exception), type(einfo.exception)))
+
+    signals.task_failure.connect(receive)
+    sent = work.apply_async(link_error=errback.s())
     run()
-    assert (dropped.state, again.get(timeout=PATIENCE), seen) == ("PENDING", "done", [False, True, True])
-    assert [row[0] for row in rows(connection, "state")] == ["cancelled", "succeeded"]
-    home, job_id = app.backend.find(dropped.id)
+    assert (sent.state, sent.failed(), repr(sent.info.reason), sent.info.requeue) == ("FAILURE", True, "OSError('no memory')", False)
+    assert seen == ["ran", ("work", sent.id, Reject, Reject), ("errback", sent.id)]
+    assert [row[0] for row in rows(connection, "state")] == ["failed", "succeeded"]
+    with pytest.raises(Reject):
+        sent.get(timeout=PATIENCE)
+    seen.append("brought back")
+    home, job_id = app.backend.find(sent.id)
     home.job(job_id).retry()
     run()
-    assert app.AsyncResult(dropped.id).get(timeout=PATIENCE) == "done"  # it was brought back, and does not read as before any more
+    assert app.AsyncResult(sent.id).get(timeout=PATIENCE) == "done"
+
+
+def test_a_requeued_task_knows_that_it_runs_again(app, run):
+    """`redelivered` of the delivery info, by which a task rejects itself once; what a retry makes is not redelivered."""
+    seen = []
+
+    @app.task(bind=True, acks_late=True)
+    def work(self):
+        redelivered = self.request.delivery_info["redelivered"]
+        seen.append((self.request.retries, redelivered))
+        if len(seen) > 3:
+            return "done"
+        if redelivered:
+            raise self.retry(countdown=0)
+        raise Reject("not now", requeue=True)
+
+    sent = work.delay()
+    run()
+    assert (sent.get(timeout=PATIENCE), seen) == ("done", [(0, False), (0, True), (1, False), (1, True)])
 
 
 def test_an_expired_task_is_revoked_without_running(app, run):

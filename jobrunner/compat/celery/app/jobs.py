@@ -106,7 +106,7 @@ def request_of(context: JobContext, begun: Begun, args: tuple[Any, ...], kwargs:
             "callbacks": coding.decode(kept.get("link")), "errbacks": coding.decode(kept.get("link_error")),
             "delivery_info": {
                 "exchange": "", "routing_key": begun.queue, "priority": kept.get("priority"),
-                "redelivered": begun.crash_count > 0 or begun.was_released,
+                "redelivered": begun.crash_count > 0 or begun.was_released or bool(kept.get("requeued")),
             },
         }
     )  # fmt: skip
@@ -208,6 +208,8 @@ class JobSink:
         until = datetime.now(UTC) + timedelta(seconds=min(self._pause, _LONGEST_PAUSE))
         asked = {"attempt": self.context.attempt, "lease": self.context.lease, "until": until.isoformat()}
         patch |= {"retries": self.request.retries + 1, "eta": eta, "asked": asked}
+        if (self.request.delivery_info or {}).get("redelivered"):
+            patch["requeued"] = False  # what follows is another message, in Celery's terms
         if not self.request.ignore_result:
             patch |= state_patch(states.RETRY, reason.exc, str(einfo))
         # One attempt more than this: a retry is always possible, and nothing else is tried again by itself.
@@ -220,13 +222,11 @@ class JobSink:
                 if self._error is not None and self.context.attempt < MOST_ATTEMPTS:
                     raise self._error  # on record with its traceback; the pause stands in the row
                 raise _again(self.context, self._pause, str(value))
-            case states.FAILURE:
-                raise self._error or value
             case states.REJECTED if value.requeue:
+                self.say({"requeued": True})
                 raise Snooze(_REQUEUE_PAUSE, f"rejected: {value.reason}")
-            case states.REJECTED:
-                self.say({"ignored": True})
-                raise Cancel(f"rejected: {value.reason}")
+            case states.FAILURE | states.REJECTED:
+                raise self._error or value
             case _:
                 self.say({"ignored": True})
 

@@ -89,8 +89,7 @@ def _run(task: Task, request: Context, sink: Sink, *, propagates: bool) -> Outco
         _send_callbacks(task, request, value)
         sink.succeeded(value)
     except Reject as reject:
-        logger.warning("Task %s[%s] %r", _name(task, request), request.id, reject)
-        return Outcome(states.REJECTED, reject)
+        return _rejected(task, request, sink, reject)
     except Ignore as ignore:
         logger.info("Task %s[%s] ignored", _name(task, request), request.id)
         return Outcome(states.IGNORED, ignore)
@@ -108,6 +107,21 @@ def _run(task: Task, request: Context, sink: Sink, *, propagates: bool) -> Outco
     signals.task_success.send(sender=task, result=value, runtime=runtime)
     logger.info("Task %s[%s] succeeded in %ss", _name(task, request), request.id, runtime)  # not what it returned: logs are read by many
     return Outcome(states.SUCCESS, value)
+
+
+def _rejected(task: Task, request: Context, sink: Sink, reject: Reject) -> Outcome:
+    """One that is not to run again has failed with that; no hook of the task is called. Source: Celery 5.7's `Request.on_failure`."""
+    logger.warning("Task %s[%s] %r", _name(task, request), request.id, reject)
+    if reject.requeue or request.is_eager:
+        return Outcome(states.REJECTED, reject)
+    einfo = ExceptionInfo(reject)
+    sink.failed(reject, einfo)
+    try:
+        _call_errbacks(task, request, reject, einfo)
+    except Exception as another:  # noqa: BLE001  as in _failed
+        _report(task, request, another)
+    _send_failure(task, request, reject, einfo)
+    return Outcome(states.REJECTED, reject)
 
 
 def _retried(task: Task, request: Context, sink: Sink, reason: Retry) -> Outcome:
@@ -129,14 +143,18 @@ def _failed(task: Task, request: Context, sink: Sink, error: Exception, *, inter
         if request.is_eager:
             raise
         _report(task, request, another)  # what the task itself has failed with is its result all the same
-    signals.task_failure.send(
-        sender=task, task_id=request.id, exception=error, args=request.args, kwargs=request.kwargs, traceback=einfo.tb, einfo=einfo
-    )
+    _send_failure(task, request, error, einfo)
     if task.throws and isinstance(error, tuple(task.throws) if isinstance(task.throws, (list, tuple)) else task.throws):
         logger.info("Task %s[%s] raised expected: %r", _name(task, request), request.id, error)
     else:
         logger.error("Task %s[%s] raised unexpected: %r", _name(task, request), request.id, error, exc_info=einfo.exc_info)
     return Outcome(states.FAILURE, error, einfo)
+
+
+def _send_failure(task: Task, request: Context, error: Exception, einfo: ExceptionInfo) -> None:
+    signals.task_failure.send(
+        sender=task, task_id=request.id, exception=error, args=request.args, kwargs=request.kwargs, traceback=einfo.tb, einfo=einfo
+    )
 
 
 def _internal(task: Task, request: Context, sink: Sink, error: Exception) -> Outcome:
