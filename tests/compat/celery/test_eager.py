@@ -107,6 +107,21 @@ def test_a_retry_follows_at_once(eager):
         flaky.apply((1,), throw=True)
 
 
+def test_what_a_call_says_of_its_result_holds_for_its_retries(eager):
+    """`ignore_result` of the call goes before the task's, also in the attempt that ends it."""
+    eager.conf.task_store_eager_result = True
+
+    @eager.task(bind=True, max_retries=1)
+    def flaky(self):
+        if not self.request.retries:
+            raise self.retry(countdown=0)
+        return self.request.retries
+
+    kept, ignored = flaky.delay(), flaky.apply_async(ignore_result=True)
+    assert (kept.get(), ignored.get()) == (1, 1)
+    assert [eager.backend.is_eager(result.id) for result in (kept, ignored)] == [True, False]
+
+
 def test_the_request_of_an_eager_call(eager):
     """`self.request` has id, arguments, headers as attributes and the parent's ids; `current_task` is the task."""
 

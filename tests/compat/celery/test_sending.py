@@ -64,6 +64,20 @@ def test_countdown_and_eta(app, connection):
     assert [row[2] for row in found[1:]] == ["2031-05-01T12:00:00+00:00", "2031-05-01T13:00:00+00:00"]
 
 
+def test_one_call_may_not_expire_though_the_others_do(app, connection):
+    """`expires=None` goes before what the task says, by `apply_async` and by name."""
+
+    @app.task(name="work", expires=60)
+    def work():
+        return None
+
+    work.delay()
+    work.apply_async(expires=None)
+    app.send_task("work")
+    app.send_task("work", expires=None)
+    assert [row[0] for row in rows(connection, "meta -> 'celery' ? 'expires'")] == [True, False, True, False]
+
+
 def test_headers_of_a_publish_signal_travel(app, run):
     """What an integration adds to `headers` before the publish is in the request of the worker; both signals have Celery's arguments."""
     seen: list[object] = []

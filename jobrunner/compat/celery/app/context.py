@@ -105,7 +105,7 @@ class Context:
         return {
             "task_id": self.id, "root_id": self.root_id, "parent_id": self.parent_id, "shadow": self.shadow, "link": self.callbacks,
             "link_error": self.errbacks, "expires": self.expires, "time_limit": self.time_limit, "soft_time_limit": self.soft_time_limit,
-            "headers": dict(self.headers or {}), "retries": self.retries, "reply_to": self.reply_to,
+            "headers": dict(self.headers or {}), "retries": self.retries, "reply_to": self.reply_to, "ignore_result": self.ignore_result,
         }  # fmt: skip
 
     def __repr__(self) -> str:

@@ -62,10 +62,8 @@ def options_of(app: Celery, task: Task | None, given: dict[str, Any], *, checked
         own = {}
     else:
         own = {**task._execution_options(), "ignore_result": task.ignore_result}  # noqa: SLF001
-    options = {**own, **{name: value for name, value in given.items() if value is not None or name not in own}}
-    if options.get("expires") is None and task is not None:
-        options["expires"] = task.expires
-    return options
+    # None says nothing, but of `expires`: that this call does not.
+    return {**own, **{name: value for name, value in given.items() if value is not None or name not in own or name == "expires"}}
 
 
 def send(app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any], task: Task | None) -> str:
