@@ -84,6 +84,10 @@ class AsyncResult(ResultBase):
         """The id."""
         return self.id
 
+    @task_id.setter
+    def task_id(self, value: str) -> None:
+        self.id = value
+
     # -- what is known
 
     def _meta(self) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from typing import Any
+import typing
+from typing import Any, ClassVar
 
 import pytest
 
+from jobrunner import testing
 from jobrunner.compat.celery import Celery, shared_task
-from jobrunner.compat.celery.exceptions import Unsupported
+from jobrunner.compat.celery.exceptions import DuplicateTaskNameWarning, Unsupported
 from jobrunner.compat.celery.worker import lines_of
 from tests.compat.celery.conftest import APPS
 
@@ -35,6 +37,81 @@ def test_shared_tasks_are_those_of_every_app(dsn):
     assert "later" in second.tasks
 
 
+def test_a_task_that_is_shared_twice_is_refused(dsn):
+    """It would look for the task that is to be made of it; one that is an app's own already may be shared."""
+    with pytest.raises(TypeError, match="more than once"):
+
+        @shared_task(name="twice")
+        @shared_task
+        def twice():
+            return None
+
+    app = Celery("shop", broker=dsn, task_always_eager=True)
+
+    @shared_task
+    @app.task
+    def once(a):
+        return a
+
+    assert once.delay(1).get() == 1
+
+
+def test_a_name_that_is_taken_is_warned_of_where_it_is_given(dsn):
+    """Two functions, of which the first counts; a class that takes a task's place; once for each name, and at the line that did it."""
+    app = Celery("shop", broker=dsn)
+
+    def make(number):
+        @app.task(name="count")
+        def count():
+            return number
+
+        return count
+
+    first, second = make(1), make(2)
+    assert first() == 1
+    with pytest.warns(DuplicateTaskNameWarning, match="make.<locals>.count, which counts; not registered is") as warned:
+        assert second() == 1
+
+    class Count(app.Task):  # type: ignore[misc, name-defined]
+        name = "sum"
+
+        def run(self):
+            return 3
+
+    class Other(Count):
+        def run(self):
+            return 4
+
+    app.register_task(Count())
+    with pytest.warns(DuplicateTaskNameWarning, match="Count, which is replaced by .*Other") as replaced:
+        app.register_task(Other())
+    assert app.tasks["sum"]() == 4
+    assert {warning.filename for warning in (*warned, *replaced)} == {__file__}
+    app.register_task(Count())
+
+
+@pytest.mark.parametrize("by", ["class", "object"])
+def test_a_task_that_is_put_into_the_registry_is_the_workers_too(dsn, by):
+    """`app.tasks.register`, as code of Celery 3 and 4 has it: its retries and its job are those of `app.register_task`."""
+    app = Celery("shop", broker=dsn)
+
+    class Count(app.Task):  # type: ignore[misc, name-defined]
+        name = "shop.count"
+        autoretry_for = (ValueError,)
+        retry_kwargs: ClassVar[dict[str, int]] = {"max_retries": 2, "countdown": 0}
+
+        def run(self, number):
+            if self.request.retries < 2:
+                raise ValueError("not yet")
+            return number
+
+    app.tasks.register(Count if by == "class" else Count())
+    sent = app.send_task("shop.count", (5,))
+    with testing.Jobs(app.jobs, session=None) as helper:
+        helper.drain(with_scheduled=True, raise_errors=False)
+    assert sent.get(timeout=60) == 5
+
+
 def test_install_makes_import_celery_mean_the_facade(tmp_path, dsn):
     """Opt-in, in a process of its own: code that says `import celery` runs unchanged, submodules are the same objects."""
     import subprocess
@@ -47,6 +124,7 @@ def test_install_makes_import_celery_mean_the_facade(tmp_path, dsn):
         "from celery.exceptions import Retry\n"
         "from celery.signals import task_prerun\n"
         "from celery.app.task import Task\n"
+        "from celery.app.control import Control, Inspect\n"
         "assert celery is ours and task_prerun is ours.signals.task_prerun and Task is ours.Task\n"
         "assert celery.result.AsyncResult.__module__ == 'jobrunner.compat.celery.result'\n"
         "print('fine')\n"
@@ -134,6 +212,42 @@ def test_what_an_app_has_not_says_so(name, words):
     assert f"app.{name}" in str(caught.value)
     assert not hasattr(app, name)
     assert getattr(type("Own", (Celery,), {name: "own"})("shop"), name) == "own"
+
+
+@pytest.mark.parametrize("name", ["connection", "connection_or_acquire", "producer_or_acquire"])
+def test_an_app_has_no_connections(name):
+    """Code that asks a broker whether it is there is told what is asked instead."""
+    with pytest.raises(Unsupported, match="there is no broker"):
+        getattr(Celery("shop"), name)()
+
+
+def test_a_task_shows_the_types_of_its_function(dsn):
+    """`typing.get_type_hints`, as frameworks ask it; not what the class of tasks has."""
+    app = Celery("shop", broker=dsn)
+
+    @app.task
+    def count(number: int) -> str:
+        return str(number)
+
+    assert typing.get_type_hints(count) == {"number": int, "return": str}
+
+
+def test_a_task_whose_limits_contradict_each_other_stops_nobody_else(app, run):
+    """Each call of it is a ValueError, as in Celery; the worker starts, and runs the others."""
+
+    @app.task(soft_time_limit=5, time_limit=3)
+    def wrong():
+        return None
+
+    @app.task
+    def right():
+        return 1
+
+    with pytest.raises(ValueError, match="soft_time_limit must be less than or equal to time_limit"):
+        wrong.delay()
+    sent = right.delay()
+    run()
+    assert sent.get(timeout=60) == 1
 
 
 def test_two_threads_that_need_a_task_at_once_make_one(dsn):

@@ -38,6 +38,8 @@ def shared_task(*args: Any, **kwargs: Any) -> Any:
 
     def create(**options: Any) -> Any:
         def decorate(function: Any) -> Any:
+            if type(function) is Proxy:  # it would be asked for its name below, and so for the task that is to be made of it
+                raise TypeError("@shared_task was applied more than once to the same function: one is enough")
             name = options.get("name")
             _state.connect_on_app_finalize(lambda app: app._task_from_fun(function, **options))  # noqa: SLF001
             for app in _state.active_apps():

@@ -47,6 +47,7 @@ class Absent:
 
     start = worker_main = _method("a worker by app.start() or app.worker_main()", _WORKER)
     connection = connection_for_read = connection_for_write = broker_connection = _method("broker connections", _CONNECTIONS)
+    connection_or_acquire = default_connection = producer_or_acquire = default_producer = connection
 
     Worker, WorkController = _Attribute(_WORKER), _Attribute(_WORKER)
     Beat = _Attribute(NAMES["add_periodic_task"].note)

@@ -18,16 +18,11 @@ from jobrunner.compat.celery import _state, coding
 from jobrunner.compat.celery.app import retrying
 from jobrunner.compat.celery.app.absent import Absent
 from jobrunner.compat.celery.app.companion import CeleryCompanion, autodiscover, import_modules
-from jobrunner.compat.celery.app.registry import TaskRegistry, duplicate, gen_task_name, header_of, make_task, positional_names
+from jobrunner.compat.celery.app.registry import TaskRegistry, gen_task_name, header_of, make_task, positional_names, warn_of_duplicate
 from jobrunner.compat.celery.app.routes import Router
 from jobrunner.compat.celery.app.runner import CeleryRunner, register
 from jobrunner.compat.celery.app.task import Task
-from jobrunner.compat.celery.exceptions import (
-    AlwaysEagerIgnored,
-    DuplicateTaskNameWarning,
-    ImproperlyConfigured,
-    Unsupported,
-)
+from jobrunner.compat.celery.exceptions import AlwaysEagerIgnored, ImproperlyConfigured, Unsupported
 from jobrunner.compat.celery.local import PromiseProxy, maybe_evaluate
 from jobrunner.compat.celery.options import NAMES
 from jobrunner.compat.celery.settings import Settings, read_object, symbol_by_name, zone_of
@@ -97,7 +92,7 @@ class Celery(Absent):
         self.refused_periodic = 0
         self._lock = threading.RLock()
         self._pending: deque[PromiseProxy] = deque()
-        self._tasks = TaskRegistry()
+        self._tasks = TaskRegistry(self.register_task)
         self._session = session
         self._warned: set[str] = set()
         self.conf = Settings(namespace=namespace, lock=self._lock)
@@ -226,6 +221,8 @@ class Celery(Absent):
         made._app = type(made)._app = self  # noqa: SLF001
         if not hasattr(made, "__header__"):
             type(made).__header__ = staticmethod(header_of(made.run))
+        if (known := self._tasks.get(made.name)) is not None:
+            self._warn_of_duplicate(known, made, made.name, replaces=True)
         return self._add(made, options)
 
     def _add(self, task: Task, options: Mapping[str, Any]) -> Task:
@@ -240,10 +237,9 @@ class Celery(Absent):
 
         return run_job(self, self._tasks[name], stored)
 
-    def _warn_of_duplicate(self, known: Any, fun: Any, name: str) -> None:
-        if name not in self._warned and (message := duplicate(known, fun, name)):
+    def _warn_of_duplicate(self, known: Any, new: Any, name: str, *, replaces: bool = False) -> None:
+        if name not in self._warned and warn_of_duplicate(known, new, name, replaces=replaces):
             self._warned.add(name)
-            warnings.warn(DuplicateTaskNameWarning(message), stacklevel=4)
 
     def gen_task_name(self, name: str, module: str) -> str:
         """The name of a task that is given none; for subclasses."""

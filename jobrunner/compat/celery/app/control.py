@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jobrunner.compat.celery import signals
 from jobrunner.compat.celery.app.context import Context
+from jobrunner.compat.celery.app.inspecting import Inspect
 from jobrunner.compat.celery.exceptions import Unsupported
 from jobrunner.compat.celery.options import NAMES
 
 if TYPE_CHECKING:
     from jobrunner.compat.celery.app.base import Celery
-    from jobrunner.compat.celery.app.inspecting import Inspect
+
+__all__ = ["Control", "Inspect"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +46,6 @@ class Control:
 
     def inspect(self, destination: Any = None, timeout: float = 1.0, **kwargs: Any) -> Inspect:
         """Questions about workers; answered by the database at once."""
-        from jobrunner.compat.celery.app.inspecting import Inspect
-
         return Inspect(self.app, destination=destination, timeout=timeout, **kwargs)
 
     def revoke(

@@ -8,28 +8,37 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.compat.celery.exceptions import NotRegistered
+from jobrunner.compat.celery.exceptions import DuplicateTaskNameWarning, NotRegistered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from jobrunner.compat.celery.app.task import Task
 
+_OURS = "jobrunner.compat.celery"
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class TaskRegistry(dict[str, Any]):
-    """Tasks by name. Raises NotRegistered for a name that is not there."""
+    """Tasks by name. Raises NotRegistered for a name that is not there.
+
+    Args:
+        add: the app's `register_task`.
+    """
+
+    def __init__(self, add: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._add = add
 
     def __missing__(self, name: str) -> Any:
         raise NotRegistered(name)
 
     def register(self, task: Any) -> None:
-        """Add a task; the app's `register_task` does it with all that belongs to it."""
-        made = task() if inspect.isclass(task) else task
-        self[str(getattr(made, "name", None))] = made
+        """What `app.register_task` does; older code calls it here."""
+        self._add(task)
 
     def unregister(self, name: Any) -> None:
         """Take a task out. Raises NotRegistered."""
@@ -87,19 +96,37 @@ def make_task(app: Any, base: Any, function: Any, name: str, options: Mapping[st
     run = function if bound else staticmethod(function)
     made: Any = type(function.__name__, (base,), {
         "_app": app, "name": name, "run": run, "abstract": False, "__doc__": function.__doc__, "__module__": function.__module__,
+        "__annotations__": _annotations_of(function),  # for typing.get_type_hints: not those of the class
         "__header__": staticmethod(header_of(function, bound=bound)), "__wrapped__": run, "_function": staticmethod(function), **options,
     })()  # fmt: skip
     made.__qualname__ = function.__qualname__
     return made
 
 
-def duplicate(known: Any, function: Any, name: str) -> str | None:
-    """What is to be said of a function whose name is a task's already; None when it is that task's own, seen once more."""
-    first = getattr(known, "_function", None)
-    if first is None or first is function:
-        return None
-    names = [f"{one.__module__}.{one.__qualname__}" for one in (first, function)]
-    return f"the task name {name!r} is that of {names[0]}, which counts; {names[1]} is not registered"
+def _annotations_of(function: Any) -> dict[str, Any]:
+    try:
+        return dict(getattr(function, "__annotations__", None) or {})
+    except NameError:  # of a name that is there for the type checker alone, where annotations are evaluated late
+        return {}
+
+
+def warn_of_duplicate(known: Any, new: Any, name: str, *, replaces: bool = False) -> bool:
+    """Warn of a function, or a task that is written as a class, whose name is another one's already; at the line that has named it.
+
+    Returns:
+        Whether they are two. One and the same, seen once more, is nothing to be warned of; nor is a function whose name is that of a task
+        which is written as a class, and so counts.
+    """
+    first = getattr(known, "_function", None if not replaces else type(known))
+    if first is None or first is new or known is new:
+        return False
+    names = [f"{one.__module__}.{one.__qualname__}" for one in (first, getattr(new, "_function", type(new) if replaces else new))]
+    which = "is replaced by" if replaces else "counts; not registered is"
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(DuplicateTaskNameWarning(f"the task name {name!r} is that of {names[0]}, which {which} {names[1]}"), stacklevel=level)
+    return True
 
 
 def positional_names(task: Task) -> tuple[str, ...]:

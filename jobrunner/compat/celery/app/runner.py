@@ -139,10 +139,13 @@ def policy_of(task: Task) -> Policy:
     """What holds for jobs of the task that SQL or Jobrunner's own enqueue writes; `send` says it all for each call."""
     conf = task.app.conf
     chosen = task.app.router.route(task._execution_options(), task.name, (), {}, task)  # noqa: SLF001
+    hard, soft = task.time_limit or None, task.soft_time_limit or None
+    if hard and soft and soft > hard:
+        soft = None  # a call of it is refused, and none before: a worker with such a task among others has to start
     given: dict[str, Any] = {
         "queue": chosen["queue"], "priority": native_priority(chosen.get("priority"), conf), "max_attempts": 1,
-        "max_crashes": CRASHES_IF_RETRIED if runs_again(task, conf) else 1, "time_limit": task.time_limit or None,
-        "soft_time_limit": task.soft_time_limit or None,
+        "max_crashes": CRASHES_IF_RETRIED if runs_again(task, conf) else 1, "time_limit": hard,
+        "soft_time_limit": soft,
     }  # fmt: skip
     return Policy().with_values(given, f"task {task.name!r}")
 
