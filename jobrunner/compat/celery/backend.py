@@ -189,7 +189,7 @@ def _outcome(found: Found, kept: Mapping[str, Any]) -> tuple[str, Any, str | Non
         state = kept.get("state") or states.PENDING
         if found.state in _LIVE and (state in states.READY_STATES or (state == states.STARTED and found.state != "running")):
             return states.PENDING, None, None  # brought back by an operator, or given back by its worker
-        return state, coding.decode(kept.get("info")), kept.get("traceback")
+        return state, _said(state, coding.decode(kept.get("info"))), kept.get("traceback")
     if found.state == State.CANCELLED:
         return states.REVOKED, TaskRevokedError(_why_revoked(found, kept)), None
     if kept.get("ignore_result") and not (found.state != State.SUCCEEDED and kept.get("store_errors")):
@@ -197,6 +197,15 @@ def _outcome(found: Found, kept: Mapping[str, Any]) -> tuple[str, Any, str | Non
     if found.state == State.SUCCEEDED:
         return states.SUCCESS, coding.decode(found.result), None
     return states.FAILURE, _error(found, kept), found.traceback
+
+
+def _said(state: str, info: Any) -> Any:
+    """What was said with a state; data of the form in which Celery keeps an exception are one, as tasks say it that fail themselves."""
+    if state not in states.EXCEPTION_STATES or not isinstance(info, Mapping) or not isinstance(info.get("exc_type"), str):
+        return info
+    module, message = info.get("exc_module"), info.get("exc_message", "")
+    name = f"{module}.{info['exc_type']}" if isinstance(module, str) else info["exc_type"]
+    return coding.exception_named(name, *(message if isinstance(message, (list, tuple)) else (message,)))
 
 
 def _why_revoked(found: Found, kept: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from jobrunner.compat.celery.exceptions import MaxRetriesExceededError, TimeoutError  # noqa: A004  Celery's name
+from jobrunner.compat.celery.exceptions import Ignore, MaxRetriesExceededError, TimeoutError  # noqa: A004  Celery's name
 from tests.compat.celery.conftest import rows
 
 PATIENCE = 60  # seconds
@@ -136,6 +136,44 @@ def test_a_forgotten_result_is_unknown_and_the_job_stays(app, run, connection):
     sent.forget()
     assert (sent.state, sent.exists()) == ("PENDING", False)
     assert rows(connection, "state") == [("succeeded",)]
+
+
+@pytest.mark.parametrize(
+    ("meta", "raised"),
+    [
+        ({"exc_type": "ValueError", "exc_message": "by hand", "note": "…"}, ValueError("by hand")),
+        ({"exc_type": "LookupError", "exc_module": "builtins", "exc_message": ["a", 2]}, LookupError("a", 2)),
+        ({"exc_type": "Absent", "exc_module": "no.such.module"}, Exception("")),
+    ],
+)
+def test_a_task_that_says_its_failure_as_data_has_raised_it(app, run, meta, raised):
+    """`update_state("FAILURE", meta)` and Ignore, with what Celery keeps of an exception: `info` is one, and `get` raises it."""
+
+    @app.task(bind=True)
+    def work(self):
+        self.update_state(state="FAILURE", meta=meta)
+        raise Ignore
+
+    sent = work.delay()
+    run()
+    assert (sent.state, type(sent.info).__name__, sent.info.args) == ("FAILURE", meta["exc_type"], raised.args)
+    with pytest.raises(type(raised)):
+        sent.get(timeout=PATIENCE)
+
+
+def test_data_that_is_no_exception_stays_what_it_is(app, run):
+    """Beside a failure, and beside a state of one's own."""
+    said = [("FAILURE", {"reason": "by hand"}), ("PROGRESS", {"exc_type": "ValueError"})]
+
+    @app.task(bind=True)
+    def work(self, index):
+        state, meta = said[index]
+        self.update_state(state=state, meta=meta)
+        raise Ignore
+
+    sent = [work.delay(index) for index in range(len(said))]
+    run()
+    assert [(one.state, one.info) for one in sent] == said
 
 
 def test_waiting_has_an_end(app):
