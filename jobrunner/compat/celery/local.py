@@ -24,7 +24,7 @@ class Proxy:
         name, doc: shown before it can be asked.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_args", "_doc", "_find", "_kwargs", "_name")
+    __slots__ = ("__dict__", "__weakref__", "_args", "_find", "_kwargs", "_name")
 
     def __init__(
         self,
@@ -35,8 +35,9 @@ class Proxy:
         name: str = "",
         doc: str | None = None,
     ) -> None:
-        for slot, value in (("_find", find), ("_args", args), ("_kwargs", kwargs or {}), ("_name", name), ("_doc", doc)):
+        for slot, value in (("_find", find), ("_args", args), ("_kwargs", kwargs or {}), ("_name", name)):
             _set(self, slot, value)
+        _get(self, "__dict__")["__doc__"] = doc  # there it goes before that of the class
 
     def _get_current_object(self) -> Any:
         """What the proxy stands for."""

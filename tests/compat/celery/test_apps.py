@@ -105,6 +105,8 @@ def test_a_task_that_is_put_into_the_registry_is_the_workers_too(dsn, by):
                 raise ValueError("not yet")
             return number
 
+    with pytest.raises(app.tasks.NotRegistered):
+        app.tasks["shop.count"]
     app.tasks.register(Count if by == "class" else Count())
     sent = app.send_task("shop.count", (5,))
     with testing.Jobs(app.jobs, session=None) as helper:
@@ -221,15 +223,17 @@ def test_an_app_has_no_connections(name):
         getattr(Celery("shop"), name)()
 
 
-def test_a_task_shows_the_types_of_its_function(dsn):
-    """`typing.get_type_hints`, as frameworks ask it; not what the class of tasks has."""
+def test_a_task_shows_the_types_and_the_words_of_its_function(dsn):
+    """`typing.get_type_hints` and `__doc__`, as frameworks and pages ask for them; not what the class of tasks has."""
     app = Celery("shop", broker=dsn)
 
-    @app.task
     def count(number: int) -> str:
+        """Counts."""
         return str(number)
 
-    assert typing.get_type_hints(count) == {"number": int, "return": str}
+    for task in (app.task(count), shared_task(name="shared.count")(count)):
+        assert task.__doc__ == "Counts."
+        assert typing.get_type_hints(task) == {"number": int, "return": str}
 
 
 def test_a_task_whose_limits_contradict_each_other_stops_nobody_else(app, run):

@@ -29,6 +29,8 @@ class TaskRegistry(dict[str, Any]):
         add: the app's `register_task`.
     """
 
+    NotRegistered = NotRegistered
+
     def __init__(self, add: Callable[[Any], Any]) -> None:
         super().__init__()
         self._add = add
