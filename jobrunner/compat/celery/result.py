@@ -12,6 +12,7 @@ from types import GenericAlias
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jobrunner.compat.celery import _state, states
+from jobrunner.compat.celery.app.absent import AbsentOfResults
 from jobrunner.compat.celery.exceptions import TaskRevokedError, TimeoutError, Unsupported  # noqa: A004  Celery's name
 from jobrunner.compat.celery.options import NAMES
 
@@ -54,7 +55,7 @@ class ResultBase:
     parent: Any = None
 
 
-class AsyncResult(ResultBase):
+class AsyncResult(AbsentOfResults, ResultBase):
     """The result of a task by its id; every question reads the job's row, until the task has finished.
 
     Args:

@@ -11,7 +11,7 @@ import pytest
 from jobrunner.compat import celery
 from jobrunner.compat.celery import Celery, beat, maybe_signature, schedules, signature
 from jobrunner.compat.celery.exceptions import Unsupported, UnsupportedWarning
-from jobrunner.compat.celery.result import GroupResult
+from jobrunner.compat.celery.result import AsyncResult, GroupResult
 
 
 @pytest.fixture
@@ -90,7 +90,8 @@ def test_workflows_can_be_imported_and_say_at_the_call_that_they_are_not_there(n
     lambda add: add.app.worker_main(["worker"]), lambda add: add.app.connection(), lambda add: add.app.control.pool_grow(1),
     lambda add: add.app.control.inspect().memdump(), lambda add: add.app.task(pydantic=True)(lambda: None).name, lambda add: Celery(loader="x"),
     lambda add: schedules.solar("sunset", 1, 2), lambda add: beat.PersistentScheduler(add.app), lambda add: beat.ScheduleEntry(),
-    lambda add: type("Ours", (beat.Scheduler,), {})(app=add.app),
+    lambda add: type("Ours", (beat.Scheduler,), {})(app=add.app), lambda add: AsyncResult("x").collect(), lambda add: AsyncResult("x").get_leaf(),
+    lambda add: AsyncResult("x").iterdeps(), lambda add: AsyncResult("x").graph, lambda add: add.app.config_from_cmdline(["-A", "x"]),
 ])  # fmt: skip
 def test_whatever_is_not_there_says_so(add, use):
     """Each part of Celery's interface that is left out raises Unsupported."""

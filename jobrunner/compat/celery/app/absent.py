@@ -1,4 +1,4 @@
-"""Owns what applications of Celery's have and this one has not: each name says so, and what to do instead.
+"""Owns what applications and results of Celery's have and these have not: each name says so, and what to do instead.
 
 It must not hold anything that works.
 """
@@ -12,6 +12,7 @@ from jobrunner.compat.celery.options import NAMES
 
 _WORKER = "run `jobrunner celery-worker -A module`"
 _CONNECTIONS = "there is no broker; a message queue of its own is `jobs.queue(name)`"
+_CHILDREN = "which task has called which is in the rows: parent_id of the view v_jobs"
 _BOOTSTEPS = "there are no bootsteps; the signals of the worker are sent"
 
 
@@ -22,8 +23,8 @@ class UnsupportedAttribute(Unsupported, AttributeError):
 class _Attribute:
     """Raises UnsupportedAttribute when it is looked up; a subclass or an instance may have one of its own under the name."""
 
-    def __init__(self, instead: str) -> None:
-        self._instead = instead
+    def __init__(self, instead: str, of: str = "app") -> None:
+        self._instead, self._of = instead, of
 
     def __set_name__(self, _owner: type, name: str) -> None:
         self._name = name
@@ -31,7 +32,7 @@ class _Attribute:
     def __get__(self, instance: Any, _owner: type | None = None) -> Any:
         if instance is None:  # of the class: who looks through it is to find all its names
             return self
-        raise UnsupportedAttribute(f"app.{self._name}", self._instead)
+        raise UnsupportedAttribute(f"{self._of}.{self._name}", self._instead)
 
 
 def _method(what: str, instead: str) -> Any:
@@ -60,3 +61,14 @@ class Absent:
     select_queues = _Attribute("name the queues where the worker is started: -Q")
     setup_security = _Attribute("messages are not signed: who may write into the database is its business")
     bugreport = _Attribute("`jobrunner doctor` looks at what there is")
+    config_from_cmdline = _method("app.config_from_cmdline()", "app.config_from_object() and app.conf take settings")
+
+
+class AbsentOfResults:
+    """The part of a result that is not there: the tree of its children."""
+
+    collect = _method("AsyncResult.collect()", _CHILDREN)
+    iterdeps = _method("AsyncResult.iterdeps()", _CHILDREN)
+    get_leaf = _method("AsyncResult.get_leaf()", _CHILDREN)
+    build_graph = _method("AsyncResult.build_graph()", _CHILDREN)
+    graph = _Attribute(_CHILDREN, "AsyncResult")
