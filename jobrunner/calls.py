@@ -148,7 +148,9 @@ class Calls:
 
         Its `__cause__` shows the traceback from the worker.
         """
-        error = self._kept(row) or self._rebuilt(row)
+        error = self._kept(row)
+        if error is None:  # an exception may have a length of 0, or be false otherwise
+            error = self._rebuilt(row)
         if row.traceback:
             error.__cause__ = RemoteTraceback(row.traceback)
         return error

@@ -10,14 +10,15 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobrunner.compat.jobfutures import JobFuture, Notice, Reminder, cancel_all
 from jobrunner.loading import find_jobrunner
+from jobrunner.transient import is_transient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
     from typing import Unpack
 
     from jobrunner.compat.jobfutures import Home
@@ -27,6 +28,8 @@ __all__ = ["JobExecutor", "JobFuture"]
 
 R = TypeVar("R")
 
+FIRST_PAUSE = 0.2  # seconds until a shutdown that cancels looks again: a worker gives back after 0.1 what it has taken ahead
+LAST_PAUSE = 3.2  # seconds between two such looks, once nothing was given back for long
 _AHEAD = 100  # futures of a `map` that are looked for before their turn; a hundred thousand would make each look a long one
 
 
@@ -116,7 +119,7 @@ class JobExecutor(Executor):
         with self._entrance():  # refused before any argument is taken
             futures = self._submit_all(list(written if buffersize is None else itertools.islice(written, buffersize)))
         results = self._results(futures, iter(()) if buffersize is None else written, end)
-        return results if chunksize == 1 else itertools.chain.from_iterable(results)
+        return results if chunksize == 1 else _one_by_one(results)
 
     def future(self, job_id: int) -> JobFuture[Any]:
         """A future of a job that an executor of the application has written, whatever process that was. Its state is that of the job now.
@@ -136,7 +139,8 @@ class JobExecutor(Executor):
         Args:
             wait: until the jobs that this executor has written are finished, those included whose futures were dropped. Without it they go
                 on by themselves, and their futures still hear of them.
-            cancel_futures: cancel those that no worker has begun; without it they stay in the queue.
+            cancel_futures: cancel those that no worker has begun, and with `wait` those too that a worker had taken and gives back, or that
+                wait for their next attempt by then; without it they stay in the queue.
         """
         with self._state:
             self._shutdown = True
@@ -151,8 +155,24 @@ class JobExecutor(Executor):
         for notice in late:
             # Those of a `map` whose iterator was dropped are not looked for at all so far, and would be twice a minute.
             (Reminder.of(notice) if notice.enlisted or not notice.is_wanted else notice).enlist(self._home)
+        pause = FIRST_PAUSE if cancel_futures else None
+        while not self._is_finished(pause):
+            self._cancel_again()
+            pause = None if pause is None else min(2 * pause, LAST_PAUSE)
+
+    def _is_finished(self, seconds: float | None) -> bool:
         with self._state:
-            self._state.wait_for(lambda: not self._unfinished)
+            return self._state.wait_for(lambda: not self._unfinished, seconds)
+
+    def _cancel_again(self) -> None:
+        """A worker takes calls ahead when those before were short; what it gives back, once they turn out long, would run after all."""
+        with self._state:
+            unfinished = list(self._unfinished.values())
+        try:
+            cancel_all(self._home, unfinished)
+        except Exception as error:  # an outage is waited through
+            if not is_transient(error):
+                raise
 
     def _context(self) -> Mapping[str, Any] | None:
         """What a call takes with it beside its arguments; for those who derive from this class."""
@@ -184,7 +204,7 @@ class JobExecutor(Executor):
         chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
         return (self._calls.written_chunk(fn, chunk, context) for chunk in chunks)
 
-    def _results(self, futures: list[JobFuture[Any]], more: Iterator[dict[str, Any]], end: float | None) -> Iterator[Any]:
+    def _results(self, futures: list[JobFuture[Any]], more: Iterator[dict[str, Any]], end: float | None) -> Generator[Any]:
         waiting = deque(futures)
         futures.clear()
         _watch(itertools.islice(waiting, _AHEAD))
@@ -193,6 +213,7 @@ class JobExecutor(Executor):
                 yield self._next(waiting, more, end)  # nothing here holds on to a result that was handed out
         finally:
             cancel_all(self._home, [future.notice for future in waiting])
+            waiting.clear()  # an exception's traceback holds this frame, and must not hold the future that holds the exception
 
     def _next(self, waiting: deque[JobFuture[Any]], more: Iterator[dict[str, Any]], end: float | None) -> Any:
         further = self._submit_all(list(itertools.islice(more, 1)))
@@ -231,3 +252,12 @@ class JobExecutor(Executor):
 def _watch(futures: Iterable[JobFuture[Any]]) -> None:
     for future in futures:
         future.watch()
+
+
+def _one_by_one(chunks: Generator[list[Any]]) -> Generator[Any]:
+    """The values in the lists. Closing it closes `chunks`; what was handed out is held no longer."""
+    with closing(chunks):
+        for chunk in chunks:
+            chunk.reverse()
+            while chunk:
+                yield chunk.pop()

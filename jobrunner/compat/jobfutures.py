@@ -77,7 +77,13 @@ class JobFuture(Future[R]):
     def result(self, timeout: float | None = None) -> R:
         """What the call returned, as in `concurrent.futures`; also in a process that was forked since."""
         self.watch()
-        return super().result(timeout)
+        try:
+            value = super().result(timeout)
+            if self._exception is not None:  # it is false, and before Python 3.14 taken for none
+                raise self._exception
+            return value
+        finally:
+            del self  # the exception's traceback must not hold the future that holds the exception
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, as in `concurrent.futures`; also in a process that was forked since."""
@@ -129,7 +135,7 @@ class JobFuture(Future[R]):
                 if error is None:
                     self.set_result(value)
                     return
-            self.set_exception(error or self._calls.error_of(row))  # type: ignore[arg-type]
+            self.set_exception(self._calls.error_of(row) if error is None else error)  # type: ignore[arg-type]
         except InvalidStateError:  # somebody was faster
             return
 

@@ -44,6 +44,13 @@ class OrderError(Exception):
         self.number = number
 
 
+class NothingError(Exception):
+    """False, as an empty list is."""
+
+    def __len__(self) -> int:
+        return 0
+
+
 def add(first: Any, second: Any = 1, *, third: Any = 0) -> Any:
     """A sum."""
     return first + second + third
@@ -68,6 +75,8 @@ def fail(kind: str) -> None:
             Path("/nowhere/at/all").read_text()
         case "own":
             raise OrderError(5, "gone")
+        case "false":
+            raise NothingError("nothing", 5)
         case "foreign":
             json.loads("{")
         case "exit":

@@ -8,6 +8,7 @@ import gc
 import operator
 import os
 import time
+import weakref
 from concurrent import futures
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -80,6 +81,33 @@ def test_exceptions_come_back_as_what_they_are(executor, kind, expected, text):
     assert "futures_app.py" in error.__cause__.tb
     assert getattr(error, "number", 5) == 5
     assert getattr(error, "filename", None) == ("/nowhere/at/all" if kind == "file" else None)
+
+
+def test_an_exception_that_is_false(executor):
+    """One with a length of 0 is raised all the same, with what it carries: a failed call never looks like one that returned None."""
+    future = executor.submit(futures_app.fail, "false")
+    with pytest.raises(futures_app.NothingError) as caught:
+        future.result(PATIENCE)
+    assert caught.value.args == ("nothing", 5)
+    assert future.exception(0) is caught.value
+    with pytest.raises(futures_app.NothingError):
+        next(executor.map(futures_app.fail, ["false"]))
+
+
+def test_an_exception_does_not_hold_its_future(executor):
+    """Whoever keeps what a call raised does not keep its future, nor those of a `map`, by the frames of the traceback."""
+    future = executor.submit(futures_app.fail, "builtin")
+    seen = weakref.ref(future)
+    with pytest.raises(ValueError, match="no") as caught:
+        future.result(PATIENCE)
+    del future
+    wait_until(lambda: seen() is None, timeout=PATIENCE, what="the future to be gone")
+    results = executor.map(futures_app.fail, ["builtin", "own"])
+    with pytest.raises(ValueError, match="no") as of_map:
+        next(results)
+    names = [frame.frame.f_locals for error in (caught, of_map) for frame in error.traceback]
+    assert not [value for found in names for value in found.values() if isinstance(value, JobFuture)]
+    assert not any(found.get("waiting") for found in names)
 
 
 def test_an_exception_from_elsewhere_has_its_name_and_text(executor):

@@ -6,7 +6,9 @@ import functools
 import gc
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from jobrunner import InvalidPayload
 from jobrunner.allowing import FunctionRefused
 from jobrunner.compat.futures import JobExecutor
+from jobrunner.compat.jobfutures import cancel_all
 from jobrunner.settings import CALL
 from jobrunner.waiters import Watcher, watcher_of
 from jobrunner.watching import LONGEST_PAUSE
@@ -98,6 +101,33 @@ def test_a_dropped_map_is_cancelled(executor, served, scene, tmp_path):
     assert cancelled >= 2
 
 
+def test_a_closed_map_in_chunks(served, scene, tmp_path):
+    """In chunks too the iterator can be closed: it ends, and chunks that have not begun are cancelled."""
+    ready, go = tmp_path / "ready", tmp_path / "go"
+    ready.touch()
+    with JobExecutor(futures_app.jobs, tags=["chunks"]) as own:
+        results: Any = own.map(futures_app.hold, [str(path) for path in (ready, ready, *[go] * 10)], chunksize=2)
+        assert next(results) == str(ready)
+        queued = "SELECT count(*) = 2 FROM jobrunner.jobs WHERE tags = '{chunks}' AND state = 'queued'"
+        wait_until(lambda: scene.one(queued), timeout=PATIENCE, what="three slots to be taken, and nothing held that waits behind them")
+        results.close()
+        with pytest.raises(StopIteration):
+            next(results)
+        go.touch()
+    states = "SELECT count(*) FILTER (WHERE state = 'cancelled'), count(*) FROM jobrunner.v_jobs WHERE tags = '{chunks}'"
+    cancelled, total = scene.execute(states).fetchone()
+    assert (cancelled, total) == (2, 6)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_result_that_was_handed_out_is_not_held(executor, size):
+    """Who goes through a hundred thousand results has one of them in memory, whatever the size of the chunks."""
+    results = executor.map(futures_app.echo, [{number} for number in range(3)], chunksize=size)
+    seen = weakref.ref(next(results)[0][0])
+    wait_until(lambda: seen() is None, timeout=PATIENCE, what="the first result to be gone")
+    assert [args for args, _ in results] == [({1},), ({2},)]
+
+
 def test_a_map_with_a_buffer(idle, executor, scene):
     """No more jobs are written ahead than the buffer holds, however many arguments there are."""
     taken: list[int] = []
@@ -174,6 +204,31 @@ def test_a_shutdown_cancels_what_has_not_begun(idle, executor, tmp_path):
     waiting = [idle.submit(futures_app.add, number) for number in range(5)]
     idle.shutdown(cancel_futures=True)
     assert all(future.cancelled() for future in waiting)
+
+
+def test_a_shutdown_cancels_what_a_worker_gives_back(idle, scene, monkeypatch):
+    """A worker that has taken calls ahead gives them back when others take long: a shutdown that waits and cancels does not let them run."""
+    passes, fails = [], iter([None, psycopg.OperationalError("the server is gone"), None])
+
+    def cancel(home, notices):
+        passes.append(len(notices))
+        if error := next(fails, None):
+            raise error
+        cancel_all(home, notices)
+
+    future, worker = idle.submit(futures_app.add, 1), scene.worker()
+    scene.set(future.job_id, f"state = 'running', worker_id = {worker}, claimed_at = now(), lease = 1, attempt = 1")
+    monkeypatch.setattr("jobrunner.compat.futures.cancel_all", cancel)
+    thread = threading.Thread(target=idle.shutdown, kwargs={"cancel_futures": True})
+    thread.start()
+    try:
+        wait_until(lambda: len(passes) == 2, timeout=PATIENCE, what="a second look, at which the server is gone")
+    finally:  # or the end of the test would wait for it
+        scene.set(future.job_id, "state = 'queued', worker_id = NULL, claimed_at = NULL, attempt = 0")
+    thread.join(PATIENCE)
+    assert future.cancelled()
+    assert passes == [1, 1, 1]
+    assert not thread.is_alive()
 
 
 def test_a_shutdown_that_does_not_wait(served, tmp_path):
