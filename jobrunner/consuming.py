@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from jobrunner.envelopes import Message
+    from jobrunner.policies import Duration
     from jobrunner.pulling import Home
 
 logger = logging.getLogger("jobrunner.messages")
@@ -211,7 +212,7 @@ class Consumer:
     # -- settling
 
     def settle(
-        self, message: Message, ending: Ending | None, *, delay: timedelta | float | None, reason: str, place: Mapping[str, Any]
+        self, message: Message, ending: Ending | None, *, delay: Duration | None, reason: str, place: Mapping[str, Any]
     ) -> None:
         """Write how the delivery of a message ended, fenced by its lease. Raises LeaseLost."""
         outcome = outcome_of(message.receipt, ending, delay=delay, reason=reason)

@@ -17,10 +17,11 @@ from jobrunner.jobs import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime, timedelta
+    from datetime import datetime
     from types import TracebackType
 
     from jobrunner.jobs import ClaimedJob
+    from jobrunner.policies import Duration
 
 _RECEIPT = re.compile(r"([0-9]{1,19})-([0-9]{1,19})", re.ASCII)
 
@@ -82,7 +83,7 @@ class Settling(Protocol):
     """Who gave a message, and so takes it back."""
 
     def settle(
-        self, message: Message, ending: Ending | None, *, delay: timedelta | float | None, reason: str, place: Mapping[str, Any]
+        self, message: Message, ending: Ending | None, *, delay: Duration | None, reason: str, place: Mapping[str, Any]
     ) -> None:
         """Write how its delivery ended; None is success. Raises LeaseLost."""
 
@@ -144,11 +145,11 @@ class Message:
         """
         self._settle("ack", None, place={"session": session, "connection": connection})
 
-    def nack(self, *, delay: timedelta | float | None = None, reason: str = "") -> None:
+    def nack(self, *, delay: Duration | None = None, reason: str = "") -> None:
         """Give it back: it is delivered again, or dead when this was the last delivery that it had.
 
         Args:
-            delay: seconds or timedelta until then; None: the backoff of its queue.
+            delay: until then: seconds, a timedelta, or text such as '90s'; None: the backoff of its queue.
             reason: kept in the record of attempts.
 
         Raises:
@@ -172,8 +173,11 @@ class Message:
             else:
                 self._settle("nack", Ending.RELEASE)
 
-    def extend(self, seconds: float | timedelta) -> None:
-        """Hold it for so long from now on, seconds or timedelta, 1 s to 12 h; less than was left makes the lease shorter, but for a pull's.
+    def extend(self, seconds: Duration) -> None:
+        """Hold it for so long from now on, 1 s to 12 h; less than was left makes the lease shorter, but for a pull's.
+
+        Args:
+            seconds: seconds, a timedelta, or text such as '90s'.
 
         Raises:
             LeaseLost, IllegalTransition: as for `ack`.
@@ -191,7 +195,7 @@ class Message:
         verb: str,
         ending: Ending | None,
         *,
-        delay: timedelta | float | None = None,
+        delay: Duration | None = None,
         reason: str = "",
         place: Mapping[str, Any] | None = None,
     ) -> None:

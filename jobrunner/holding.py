@@ -5,11 +5,12 @@ It must not talk to the database, nor wait for a lock: the consumer whose these 
 
 from __future__ import annotations
 
-import math
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobrunner.errors import ConfigurationError
+from jobrunner.settings import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,11 +70,12 @@ class Holds(dict[tuple[int, int], Hold]):
 
 
 def seconds_of(name: str, value: Any) -> float:
-    """Seconds or a timedelta as seconds. Raises ConfigurationError for what is neither, or negative."""
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or math.isnan(seconds) or seconds < 0:
-        raise ConfigurationError(f"{name}={value!r}: expected seconds or a timedelta, not negative")
-    return float(seconds)
+    """Seconds, a timedelta, or text such as '90s' as seconds. Raises ConfigurationError for what is none of these, or negative."""
+    given = parse_duration(value, name) if isinstance(value, str) else value
+    seconds = given.total_seconds() if isinstance(given, timedelta) else given
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0:  # nan is not
+        raise ConfigurationError(f"{name}={value!r}: expected seconds, a timedelta, or text such as '90s', not negative")
+    return float(min(seconds, sys.float_info.max))  # an int may be larger than any float
 
 
 def lease_seconds(value: Any, hint: str = "") -> float:

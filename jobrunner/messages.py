@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
@@ -16,7 +17,7 @@ from jobrunner.claimer import MAX_BATCH
 from jobrunner.consuming import Consumer
 from jobrunner.deadletters import DeadLetters
 from jobrunner.envelopes import Contents, Message, Receipt, Waiting
-from jobrunner.errors import ConfigurationError, LeaseLost
+from jobrunner.errors import ConfigurationError, InvalidPayload, LeaseLost
 from jobrunner.holding import lease_seconds, seconds_of
 from jobrunner.jobs import Ending
 from jobrunner.payload import Parameters
@@ -26,8 +27,7 @@ from jobrunner.settings import MESSAGE_TASK
 from jobrunner.tasks import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from datetime import timedelta
+    from collections.abc import Iterable, Iterator, Sequence
 
     from jobrunner.database import Database
     from jobrunner.handle import Job
@@ -180,7 +180,7 @@ class MessageQueue:
 
     # -- getting
 
-    def get(self, *, lease: float | timedelta | None = LEASE, wait: float | timedelta = WAIT) -> Message | None:
+    def get(self, *, lease: Duration | None = LEASE, wait: Duration = WAIT) -> Message | None:
         """The next message, held for this process; None when none came, or when the JobRunner was closed meanwhile.
 
         Held means: nobody else gets it until it is settled (`ack`, `nack`, `dead`), its lease is over, or this process has died. A thread
@@ -188,8 +188,8 @@ class MessageQueue:
         within half of the lease, and within 15 seconds however long the lease is.
 
         Args:
-            lease: seconds or timedelta, 1 s to 12 h; None: for as long as this process lives.
-            wait: how long to wait for a message when there is none: seconds or timedelta; 0 looks once.
+            lease: seconds, a timedelta, or text such as '90s', 1 s to 12 h; None: for as long as this process lives.
+            wait: how long to wait for a message when there is none: seconds, a timedelta, or text; 0 looks once.
 
         Raises:
             ConfigurationError: a duration is out of range.
@@ -198,12 +198,12 @@ class MessageQueue:
         found = self.get_many(1, lease=lease, wait=wait)
         return found[0] if found else None
 
-    def get_many(self, most: int, *, lease: float | timedelta | None = LEASE, wait: float | timedelta = WAIT) -> list[Message]:
+    def get_many(self, most: int, *, lease: Duration | None = LEASE, wait: Duration = WAIT) -> list[Message]:
         """At most `most` messages, 1 to 1,000, as soon as there is one, each held as by `get`; of each ordering key at most one."""
         return self._consumer().take(_count(most, MAX_BATCH), _lease(lease), seconds_of("wait", wait))
 
     def consume(
-        self, *, lease: float | timedelta | None = LEASE, batch: int = 1, idle: float | timedelta | None = None
+        self, *, lease: Duration | None = LEASE, batch: int = 1, idle: Duration | None = None
     ) -> Iterator[Message]:
         """The messages one after the other, for a loop.
 
@@ -240,7 +240,7 @@ class MessageQueue:
 
     # -- from elsewhere: over HTTP, or from the command line
 
-    def pull(self, most: int = 1, *, lease: float | timedelta = LEASE) -> list[Message]:
+    def pull(self, most: int = 1, *, lease: Duration = LEASE) -> list[Message]:
         """At most `most` messages for somebody who is not this process, and settles them by their receipts.
 
         They share one lease that nobody renews by himself: `extend` on one of them makes it longer for all. Does not wait.
@@ -262,7 +262,7 @@ class MessageQueue:
         else:
             self._settle(receipt, None)
 
-    def nack(self, receipt: str | Receipt | Message, *, delay: float | timedelta | None = None, reason: str = "") -> None:
+    def nack(self, receipt: str | Receipt | Message, *, delay: Duration | None = None, reason: str = "") -> None:
         """Give such a message back; as `Message.nack`. Raises as `ack`."""
         if isinstance(receipt, Message):
             self._own(receipt).nack(delay=delay, reason=reason)
@@ -276,7 +276,7 @@ class MessageQueue:
         else:
             self._settle(receipt, Ending.FAIL, reason=reason)
 
-    def extend(self, receipt: str | Receipt | Message, seconds: float | timedelta) -> None:
+    def extend(self, receipt: str | Receipt | Message, seconds: Duration) -> None:
         """Hold such a message for so long from now on: 1 s to 12 h. What was pulled with it is held as long at least.
 
         Raises:
@@ -294,7 +294,7 @@ class MessageQueue:
         else:
             self._pulls().extend(given, length)
 
-    def _settle(self, given: str | Receipt, ending: Ending | None, *, delay: float | timedelta | None = None, reason: str = "") -> None:
+    def _settle(self, given: str | Receipt, ending: Ending | None, *, delay: Duration | None = None, reason: str = "") -> None:
         receipt = _receipt(given)
         consumer = self._application.consumers.get(self.name)
         held = consumer.holds(receipt) if consumer is not None else None
@@ -349,7 +349,11 @@ class MessageQueue:
 
 
 def _arguments(body: Any, headers: Mapping[str, Any] | None) -> tuple[Any, ...]:
-    return (body,) if headers is None else (body, dict(headers))
+    if headers is None:
+        return (body,)
+    if not isinstance(headers, Mapping):
+        raise InvalidPayload("headers", f"is of type {type(headers).__name__}: expected a mapping of names to values")
+    return body, dict(headers)
 
 
 def _receipt(given: str | Receipt) -> Receipt:
@@ -362,5 +366,5 @@ def _count(value: Any, most: int) -> int:
     return value
 
 
-def _lease(value: float | timedelta | None) -> float | None:
+def _lease(value: Duration | None) -> float | None:
     return None if value is None else lease_seconds(value, "None holds it as long as this process lives")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jobrunner.database import Database
     from jobrunner.envelopes import Message
     from jobrunner.jobs import Ending
+    from jobrunner.policies import Duration
 
 
 PULL = "pull via "  # how the name of a pull's row begins: drop_consumer.sql removes no other
@@ -74,7 +75,7 @@ class Pulls:
         return messages
 
     def settle(
-        self, message: Message | Receipt, ending: Ending | None, *, delay: timedelta | float | None, reason: str, place: Mapping[str, Any]
+        self, message: Message | Receipt, ending: Ending | None, *, delay: Duration | None, reason: str, place: Mapping[str, Any]
     ) -> None:
         """Write how a delivery ended; the row goes when nothing is held under it any more. Raises LeaseLost."""
         receipt = message if isinstance(message, Receipt) else message.receipt

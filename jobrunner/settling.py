@@ -6,7 +6,6 @@ It must not know who holds the message.
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import psycopg
@@ -14,6 +13,7 @@ import psycopg
 from jobrunner import clock, places
 from jobrunner.envelopes import Facts, Message, Receipt
 from jobrunner.errors import ConfigurationError, LeaseLost
+from jobrunner.holding import seconds_of
 from jobrunner.jobs import Ending, Outcome, Succeeded, Unsuccessful
 from jobrunner.store import Store
 from jobrunner.texts import cut, redacted, storable
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from jobrunner.envelopes import Settling
     from jobrunner.jobs import ClaimedJob
     from jobrunner.messagestore import MessageStore
+    from jobrunner.policies import Duration
 
 logger = logging.getLogger("jobrunner.messages")
 
 MAX_REASON = 2_000  # characters of what a consumer says
 NACKED, DEAD = "jobrunner.messages.Nack", "jobrunner.messages.Dead"  # error types of the record
-MOST_DELAY = timedelta(days=36_500)
+YEAR = 365 * 86_400.0  # seconds
+MOST_DELAY = 100 * YEAR
 
 
 class Home(Protocol):
@@ -76,7 +78,7 @@ def opened(store: MessageStore, jobs: Sequence[ClaimedJob], by: Settling) -> lis
     return messages
 
 
-def outcome_of(receipt: Receipt, ending: Ending | None, *, delay: timedelta | float | None = None, reason: str = "") -> Outcome:
+def outcome_of(receipt: Receipt, ending: Ending | None, *, delay: Duration | None = None, reason: str = "") -> Outcome:
     """What a consumer says, as a worker would say it of a job; no ending is success."""
     now = clock.monotonic()
     if ending is None:
@@ -147,14 +149,10 @@ def _give_back_together(store: MessageStore, messages: Sequence[Message], said: 
     return GivenBack(over, refused | {message.receipt for message in over if message.id not in free})
 
 
-def _milliseconds(delay: timedelta | float | None) -> int | None:
+def _milliseconds(delay: Duration | None) -> int | None:
     if delay is None:
         return None
-    duration: timedelta | None
-    try:
-        duration = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
-    except (TypeError, ValueError, OverflowError):  # no number, nan, or more than a timedelta can hold
-        duration = None
-    if duration is None or not timedelta(0) <= duration <= MOST_DELAY:
-        raise ConfigurationError(f"nack(delay={delay!r}): expected seconds or a timedelta, not negative")
-    return int(duration.total_seconds() * 1000)
+    seconds = seconds_of("nack: delay", delay)
+    if seconds > MOST_DELAY:
+        raise ConfigurationError(f"nack: delay={delay!r}: more than {MOST_DELAY / YEAR:g} years")
+    return int(seconds * 1000)

@@ -62,7 +62,7 @@ def api_publish(queue: str) -> Response:
 
 
 def api_pull(queue: str) -> Response:
-    """POST: at most `max` messages, held for `lease` seconds; an empty list when there is none."""
+    """POST: at most `max` messages, held for `lease`; an empty list when there is none."""
     given = _optional_body(PULLED)
     target = _queue(queue)
     found = checked(lambda: target.pull(given.get("max", 1), lease=given.get("lease", DEFAULT_LEASE)))
@@ -77,10 +77,10 @@ def api_ack(queue: str, receipt: str) -> Response:
 
 
 def api_nack(queue: str, receipt: str) -> Response:
-    """POST: give it back, to be delivered again after `delay` seconds or the backoff of its queue."""
+    """POST: give it back, to be delivered again after `delay` or the backoff of its queue."""
     given = _optional_body(("delay", "reason"))
     reason = bodies.text(given, "reason") if "reason" in given else ""
-    checked(lambda: _queue(queue).nack(receipt, delay=_number(given, "delay"), reason=reason))
+    checked(lambda: _queue(queue).nack(receipt, delay=_duration(given, "delay"), reason=reason))
     return render.json_response({"settled": "nack"})
 
 
@@ -94,14 +94,14 @@ def api_dead(queue: str, receipt: str) -> Response:
 
 
 def api_extend(queue: str, receipt: str) -> Response:
-    """POST: hold it, and what was pulled with it, for `lease` seconds from now on."""
+    """POST: hold it, and what was pulled with it, for `lease` from now on."""
     given = bodies.json_object(request)
     bodies.refuse_unknown(given, ("lease",))
-    seconds = _number(given, "lease")
-    if seconds is None:
-        raise InvalidField("lease must be a number of seconds, not missing or null")
-    checked(lambda: _queue(queue).extend(receipt, seconds))
-    return render.json_response({"lease": seconds})
+    lease = _duration(given, "lease")
+    if lease is None:
+        raise InvalidField("lease must be a duration, not missing or null")
+    checked(lambda: _queue(queue).extend(receipt, lease))
+    return render.json_response({"lease": lease})
 
 
 def api_dead_letters(queue: str) -> Response:
@@ -165,10 +165,10 @@ def _optional_body(known: tuple[str, ...]) -> dict[str, Any]:
     return given
 
 
-def _number(given: dict[str, Any], name: str) -> float | None:
+def _duration(given: dict[str, Any], name: str) -> float | str | None:
     value = given.get(name)
-    if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool)):
-        raise InvalidField(f"{name} must be a number of seconds")
+    if value is not None and (not isinstance(value, (int, float, str)) or isinstance(value, bool)):
+        raise InvalidField(f"{name} must be a number of seconds, or text such as 90s or 1h30m")
     return value
 
 

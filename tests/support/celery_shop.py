@@ -39,6 +39,14 @@ def total(numbers: list[int]) -> int:
     return sum(numbers)
 
 
+@app.task(bind=True)
+def adds_parts(self, numbers: list[int]) -> int:
+    """A part of a chord that adds parts to it while it runs."""
+    for number in numbers:
+        self.add_to_chord(add.s(number, 0))
+    return 0
+
+
 @app.task(bind=True, max_retries=2)
 def stubborn(self, number: int) -> int:
     """Fail once, then succeed."""

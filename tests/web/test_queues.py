@@ -71,6 +71,17 @@ def test_given_back_extended_and_dead(client) -> None:
     assert client.get(f"{URL}/dead").json == {"items": [], "next": None}
 
 
+def test_durations_may_be_text(client, connection) -> None:
+    """As in `delay` and `ttl` of a message, so wherever a request says how long."""
+    client.post(f"{URL}/messages", json={"body": 1, "delay": "0s", "ttl": "2h"})
+    (message,) = pull(client, lease="1m")
+    assert settle(client, message["receipt"], "extend", lease="90s").json == {"lease": "90s"}
+    held = connection.execute("SELECT lease_expires_at > now() + interval '80 s' FROM jobrunner.workers").fetchall()
+    assert held == [(True,)]
+    assert settle(client, message["receipt"], "nack", delay="1h30m").json == {"settled": "nack"}
+    assert connection.execute("SELECT run_at > now() + interval '89 m' FROM jobrunner.jobs").fetchall() == [(True,)]
+
+
 def test_dead_letters_come_in_pages(client, jobs) -> None:
     """`next` leads from page to page, each dead letter once."""
     queue = jobs.queue("emails")

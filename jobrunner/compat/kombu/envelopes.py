@@ -6,7 +6,7 @@ It must not touch the database, nor change the message.
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu.utils.json import dumps
@@ -32,15 +32,16 @@ class Envelope(NamedTuple):
 def envelope_of(message: Mapping[str, Any], priority: int) -> Envelope:
     """Read a message as `Channel.prepare_message` made it.
 
-    A Celery message says itself when it is due (`eta`), so it waits in the database and not in a worker's memory. When it is no longer
-    wanted (`expires`) Celery wants to receive it all the same: the worker marks it as revoked, which somebody may be waiting for.
+    A Celery message says itself when it is due (`eta`), so it waits in the database and not in a worker's memory; any message may with
+    `DelaySeconds`, as on Kombu's transports for SQS and pgmq. When it is no longer wanted (`expires`) Celery wants to receive it all the
+    same: the worker marks it as revoked, which somebody may be waiting for.
     """
     headers = message.get("headers") or {}
     task = _shown(headers.get("task"))
     expiration = message["properties"].get("expiration")
     return Envelope(
         priority,
-        _due(headers.get("eta")) if task else None,
+        (_due(headers.get("eta")) if task else None) or _after(message["properties"].get("DelaySeconds")),
         None if task else _milliseconds(expiration),
         task,
         _shown(headers.get("id")) if task else None,
@@ -80,6 +81,14 @@ def _due(eta: object) -> datetime | None:
     except ValueError:
         return None
     return found if found.tzinfo is not None else None
+
+
+def _after(delay: object) -> datetime | None:
+    try:
+        seconds = min(int(float(delay)), _MOST_MS // 1000)  # type: ignore[arg-type]  # whole seconds, as there
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return datetime.now(UTC) + timedelta(seconds=seconds) if seconds > 0 else None
 
 
 def _shown(value: object) -> str | None:

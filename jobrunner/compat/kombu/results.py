@@ -9,12 +9,12 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from celery.backends.base import KeyValueStoreBackend
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from jobrunner import jitter
 from jobrunner.compat.kombu.address import dsn_of, masked
 from jobrunner.compat.kombu.broker import SWEPT, Results
+from jobrunner.compat.kombu.chords import ChordBackend
 from jobrunner.compat.kombu.link import UNANSWERED, Link
 from jobrunner.transient import is_transient
 
@@ -27,7 +27,7 @@ PATIENCE = 30.0  # seconds for which a database that is away is waited for: the 
 FIRST_PAUSE, MAX_PAUSE = 0.1, 2.0  # seconds
 
 
-class Backend(KeyValueStoreBackend):  # type: ignore[misc]  # Celery has no types
+class Backend(ChordBackend):
     """Results by key. Expired ones are swept by the workers; without any that uses our transport, by Celery's `backend_cleanup`."""
 
     implements_incr = True

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from celery import chord, states
+from celery import chain, chord, group, states
 from kombu import Queue
 
-from tests.support.celeries import ADD, PATIENCE, TOTAL, celery_worker
+from tests.support.celeries import ADD, MODULE, PATIENCE, TOTAL, celery_worker
 from tests.support.waiting import wait_until
 
 SHORT = {"lease": 2.0}  # seconds; only where there is nobody to take anything away from a healthy worker that stalls
@@ -32,6 +33,19 @@ def test_an_app_runs_by_changing_its_url(shop):
     assert own.ledger.count("start") == {"7": 1, "8": 2}
     assert own.rows("SELECT count(*) FROM jobrunner.broker_messages WHERE task IS NOT NULL") == [(0,)]
     assert own.rows("SELECT count(*) FROM jobrunner.broker_consumers") == [(0,)]
+
+
+def test_a_chord_waits_for_groups_in_its_group(shop):
+    """All parts are waited for, those of inner groups and those that were added too; a worker with one child would else wait for itself."""
+    own = shop()
+    add = functools.partial(own.app.signature, ADD, immutable=True)
+    with celery_worker(own, "one", "-c", "1"):
+        inner = chain(add(args=(1, 2)), group(add(args=(1, 3)), add(args=(1, 4)), app=own.app), app=own.app)
+        nested = chord([add(args=(1, 1)), inner], app=own.app)(own.app.signature(TOTAL, args=([7, 8],), immutable=True))
+        assert nested.get(timeout=PATIENCE) == 15
+        adding = own.app.signature(f"{MODULE}.adds_parts", args=([20, 21],))
+        assert chord([adding, add(args=(0, 1))], app=own.app)(own.app.signature(TOTAL)).get(timeout=PATIENCE) == 42
+    assert own.rows("SELECT key FROM jobrunner.broker_results WHERE key LIKE 'chord-unlock-%done'") == []
 
 
 @pytest.mark.chaos

@@ -121,6 +121,19 @@ def test_topics(connect, pattern, fitting, others):
     assert queue(connection).queue_declare(passive=True).message_count == 0
 
 
+@pytest.mark.parametrize(("delay", "late"), [(600, True), ("600", True), (0, False), (-5, False), ("soon", False), (10**15, True)])
+def test_a_message_waits_for_its_delay_in_the_table(connect, connection, delay, late):
+    """`DelaySeconds`, which applications of Kombu's SQS and pgmq transports give, holds here too; nonsense is no delay, as there."""
+    publish(connect(), {"n": 1}, DelaySeconds=delay)
+    (waits,) = connection.execute("SELECT available_at > now() + interval '590 s' FROM jobrunner.broker_messages").fetchone()
+    assert waits is late
+    bound = QUEUE(connect().default_channel)
+    if late:
+        assert bound.get() is None
+        connection.execute("UPDATE jobrunner.broker_messages SET available_at = now()")
+    assert bound.get().payload == {"n": 1}
+
+
 def test_a_broadcast_reaches_every_queue_once(connect):
     """Each queue of a fanout gets a copy, however often it is bound and whatever the key, bound by whichever process."""
     connection, exchange = connect(), Exchange("all", type="fanout")

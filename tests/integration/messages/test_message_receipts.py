@@ -103,7 +103,7 @@ def test_extending_what_this_process_holds(queue, connection, by):
         extend(time)
         assert seconds - PATIENCE < consumer._held[message.receipt].until - clock.monotonic() <= seconds
     assert connection.execute("SELECT lease_expires_at < now() + interval '1 minute' FROM jobrunner.workers").fetchall() == [(True,)]
-    for nonsense in (0, 0.5, -1, 50_000, timedelta(days=1), float("nan"), float("inf"), "60", True, None):
+    for nonsense in (0, 0.5, -1, 50_000, timedelta(days=1), float("nan"), float("inf"), "sixty", "-60", True, None):
         with pytest.raises(ConfigurationError, match="lease"):
             extend(nonsense)
     message.ack()

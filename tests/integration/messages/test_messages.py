@@ -60,6 +60,12 @@ def test_what_json_cannot_hold_is_refused(queue, body):
     assert queue.size() == 0
 
 
+def test_headers_that_are_no_mapping_are_refused(queue):
+    """By their name, as everything else that cannot be put."""
+    with pytest.raises(InvalidPayload, match="headers"):
+        queue.put(1, headers=["trace"])
+
+
 def test_a_block_settles_its_message(queue, connection):
     """A block that ends acknowledges; one that raises gives back, with the error on record; one that settled by itself is left alone."""
     first, second, third = queue.put_many(["a", "b", "c"])
@@ -165,6 +171,33 @@ def test_delay_priority_and_ttl(queue, connection):
     connection.execute("UPDATE jobrunner.jobs SET run_at = now() WHERE id = %s", (delayed,))
     assert queue.get(wait=PATIENCE).id == delayed
     wait_until(lambda: "cancelled" in states(connection).values() or queue.get(wait=0) is not None, timeout=PATIENCE, what="the expired one to end")
+
+
+def test_durations_are_given_in_every_form(queue, connection):
+    """Seconds, a timedelta or text mean the same wherever a queue wants to know how long, and what is none is refused by name."""
+    queue.put(1, delay="10m", ttl="2h")
+    connection.execute("UPDATE jobrunner.jobs SET run_at = now()")
+    message = queue.get(lease="1m", wait="30s")
+    message.extend("1h30m")
+    queue.extend(message, "2h")
+    message.nack(delay="2d")
+    waits = connection.execute("SELECT run_at - now() BETWEEN interval '47 h' AND interval '48 h' FROM jobrunner.jobs").fetchall()
+    assert waits == [(True,)]
+    connection.execute("UPDATE jobrunner.jobs SET run_at = now()")
+    (pulled,) = queue.pull(lease="1m")
+    queue.nack(str(pulled.receipt), delay="250ms")
+    assert [message.attempt for message in queue.consume(lease="1m", idle="3s")] == [3]
+    queue.put(1)
+    message = queue.get()
+    for what, call in {
+        "lease": lambda: message.extend("soon"), "delay": lambda: message.nack(delay="soon"), "wait": lambda: queue.get(wait="soon"),
+        "idle": lambda: next(queue.consume(idle=float("nan"))),
+    }.items():  # fmt: skip
+        with pytest.raises(ConfigurationError, match=what):
+            call()
+    with pytest.raises(ConfigurationError, match="years"):
+        message.nack(delay=10**400)
+    message.ack()
 
 
 def test_messages_of_one_key_come_one_after_the_other(queue):
