@@ -6,6 +6,7 @@ It must not import the application but for `sync`, which is about what its code 
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +20,7 @@ from jobrunner.cli.types import DURATION, INSTANT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from jobrunner.database import Database
     from jobrunner.inspection.groups import Group
@@ -152,7 +153,8 @@ def rewind(topic: str, group: str, to: datetime | int | str) -> None:
     if shared().json:
         print_json(done._asdict())
     else:
-        say(f"group {group} of topic {topic}: position {done.was} → {done.position}")
+        since = f", of that what was published from {to.isoformat()} on" if isinstance(to, datetime) else ""
+        say(f"group {group} of topic {topic}: position {done.was} → {done.position}{since}")
 
 
 @click.command(cls=Command)

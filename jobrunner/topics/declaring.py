@@ -211,6 +211,12 @@ def _check_mode(mode: str, start: Any, batch: Any, on_failure: str) -> None:
     if not isinstance(batch, int) or isinstance(batch, bool) or not 1 <= batch <= MAX_BATCH:
         raise ConfigurationError(f"{WHERE}(batch={batch!r}): expected a whole number from 1 to {MAX_BATCH:,}")
     _start_text(start)
+    given = {"start": start != EARLIEST, "batch": batch != BATCH, "on_failure": on_failure != "stop"}
+    if mode == QUEUE and any(given.values()):
+        name = next(name for name, is_given in given.items() if is_given)
+        raise ConfigurationError(
+            f"{WHERE}({name}=…): only groups that read the log know it", hint="mode='log', or leave it out: else each event is a job"
+        )
 
 
 def _start_text(start: Any) -> str:

@@ -32,7 +32,10 @@ _FORGET = "DELETE FROM jobrunner.subscriptions WHERE topic = %s AND group_name =
 
 
 class Rewound(NamedTuple):
-    """From where to where a group was set: the last position before what it gets next."""
+    """From where to where a group was set: the last position before what it gets next.
+
+    Set to an instant, that is where the look for the first event begins: earlier ones behind it are passed by.
+    """
 
     was: int
     position: int

@@ -122,7 +122,9 @@ def test_rewinding(reader, shop, connection):
         done = reader("topics", "rewind", "orders", "--group", "search", "--to", to, "--json").json
         assert done["position"] == expected
     assert end >= published[-1]
-    assert reader("topics", "rewind", "orders", "--group", "search", "--to", "earliest").out == ""
+    said = reader("topics", "rewind", "orders", "--group", "search", "--to", "2026-11-01T00:00Z")
+    assert (said.out, "published from 2026-11-01T00:00:00+00:00 on" in said.err) == ("", True)
+    assert "published" not in reader("topics", "rewind", "orders", "--group", "search", "--to", "earliest").err
 
 
 def test_a_stopped_group(reader, shop, connection):

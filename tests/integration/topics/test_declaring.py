@@ -65,6 +65,7 @@ def test_one_function_may_have_several_subscriptions(shop, connection):
         ({"mode": "push"}, "mode"), ({"start": "now"}, "start"), ({"start": datetime(2026, 1, 1)}, "time zone"), ({"batch": 0}, "batch"),  # noqa: DTZ001
         ({"batch": True}, "batch"), ({"on_failure": "ignore"}, "on_failure"), ({"unique": True}, "unique"), ({"group": ""}, "group"),
         ({"queu": "x"}, "queu"), ({"max_attempts": 0}, "max_attempts"), ({"transactional": 1}, "transactional"),
+        ({"start": "latest"}, "start.*read the log"), ({"batch": 5}, "batch.*read the log"), ({"on_failure": "skip"}, "on_failure.*read the log"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense(jobs, options, said):
