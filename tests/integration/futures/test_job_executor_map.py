@@ -13,6 +13,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from jobrunner import InvalidPayload
