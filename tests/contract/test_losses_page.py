@@ -54,6 +54,13 @@ def test_every_contender_has_an_adapter_and_every_adapter_a_place():
     assert len({peer.environment for peer in (*pinned, *peers().values())}) == len(pinned) + len(peers())
 
 
+def test_every_contender_has_its_settings_on_the_page():
+    """How its worker is started and what was set is said of each: a figure without that cannot be judged."""
+    settings = losses.PAGE.read_text().partition("## Settings, and why")[2].partition("\n## ")[0]
+    named = [line.split("|")[1].strip(" *") for line in settings.splitlines() if line.startswith("|")]
+    assert not [peer.title for peer in peers(PLACE).values() if not any(peer.title.startswith(name) for name in named if name)]
+
+
 def test_the_ledger_needs_nothing_but_the_standard_library():
     """It is imported by every contender's worker, in whatever environment."""
     tree = ast.parse((PLACE / "shared" / "notes.py").read_text())

@@ -25,7 +25,8 @@ class Contender(Adapter):
     """One contender. A method that it does not have is something that it cannot do.
 
     Attributes:
-        timeout: after how many seconds without an acknowledgement a job is given to somebody else; None: as the contender comes.
+        timeout: after how many seconds without an acknowledgement, or without a sign of life, a job is given to somebody else, or whatever
+            else the contender does with one that takes so long; None: as the contender comes.
         fixed_timeout: the same, where the contender has one that cannot be set.
         directory: for whatever it has to put somewhere.
     """
@@ -62,7 +63,7 @@ class Contender(Adapter):
         raise NotImplementedError
 
     def held(self) -> list[int]:
-        """The numbers of jobs that its storage has and would still give to a worker, now or later."""
+        """The numbers of jobs that its storage has and would still give to a worker: now, later, or when told to by a means of its own."""
         raise NotImplementedError
 
 
