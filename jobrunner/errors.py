@@ -182,7 +182,7 @@ class IllegalTransition(JobrunnerError):
 class LeaseLost(JobrunnerError):
     """A write of a superseded attempt was refused; the job belongs to another attempt or is finished."""
 
-    hint = "another attempt runs the job, or it was cancelled; if neither is so, the session is on another database than the jobs"
+    hint = "another attempt has the job or message, or it has ended; if neither is so, the session is on another database than the jobs"
 
     def __init__(self, job_id: int, lease: int) -> None:
         super().__init__(f"attempt with lease {lease} of job {job_id} has been superseded; its write was refused")
