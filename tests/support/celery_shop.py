@@ -47,6 +47,18 @@ def adds_parts(self, numbers: list[int]) -> int:
     return 0
 
 
+@app.task
+def divide(left: int, right: int) -> float:
+    """Divide, or fail."""
+    return left / right
+
+
+@app.task
+def regret(task_id: str) -> None:
+    """An errback of the old form: which task has failed."""
+    note("regret", task_id)
+
+
 @app.task(bind=True, max_retries=2)
 def stubborn(self, number: int) -> int:
     """Fail once, then succeed."""

@@ -77,6 +77,17 @@ class Backend(ChordBackend):
         """Keep a value for so many seconds from now on."""
         self._patiently(lambda: self._results.expire(bytes_to_str(key), self._ttl_ms(value)))
 
+    def wait_for(self, task_id: str, *args: Any, on_interval: Callable[[], object] | None = None, **kwargs: Any) -> Any:
+        """Wait for a result, and then look once more at what Celery looks at in between: whether what the task waited for has failed.
+
+        Redis tells of results, and so looks after each. A chord's failed part and its body are there at the same time, and `get()` then
+        raises what the part raised; a look before the sleep only would make the exception a matter of luck.
+        """
+        meta = super().wait_for(task_id, *args, on_interval=on_interval, **kwargs)
+        if on_interval:
+            on_interval()
+        return meta
+
     def cleanup(self) -> None:
         """Remove what has expired; for Celery's periodic `backend_cleanup`."""
         while self._results.sweep() == SWEPT:

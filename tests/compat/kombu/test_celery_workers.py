@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from celery import chain, chord, group, states
+from celery.exceptions import ChordError
 from kombu import Queue
 
 from tests.support.celeries import ADD, MODULE, PATIENCE, TOTAL, celery_worker
@@ -46,6 +47,30 @@ def test_a_chord_waits_for_groups_in_its_group(shop):
         adding = own.app.signature(f"{MODULE}.adds_parts", args=([20, 21],))
         assert chord([adding, add(args=(0, 1))], app=own.app)(own.app.signature(TOTAL)).get(timeout=PATIENCE) == 42
     assert own.rows("SELECT key FROM jobrunner.broker_results WHERE key LIKE 'chord-unlock-%done'") == []
+
+
+@pytest.mark.parametrize("parts", ["a task", "a chain", "a group"])
+def test_a_chord_fails_with_what_its_part_raised(shop, parts):
+    """As with Redis: `get()` raises the part's own exception, the body's result says which part it was, and its errback runs once."""
+    own = shop()
+    add, divide = (functools.partial(own.app.signature, f"{MODULE}.{name}", immutable=True) for name in ("add", "divide"))
+    failing = divide(args=(1, 0))
+    header = {
+        "a task": [add(args=(1, 1)), failing],
+        "a chain": [add(args=(1, 1)), chain(add(args=(1, 2)), failing, add(args=(1, 3)), app=own.app)],
+        "a group": [add(args=(1, 1)), chain(add(args=(1, 2)), group(add(args=(1, 3)), failing, app=own.app), app=own.app)],
+    }[parts]
+    with celery_worker(own, "one", "-c", "2"):
+        body = own.app.signature(TOTAL).on_error(own.app.signature(f"{MODULE}.regret"))
+        result = chord(header, app=own.app)(body)
+        with pytest.raises(ZeroDivisionError):
+            result.get(timeout=PATIENCE)
+        with pytest.raises(ChordError, match=r"^Dependency \S+ raised ZeroDivisionError") as caught:
+            result.get(timeout=PATIENCE, follow_parents=False)
+        assert own.app.AsyncResult(str(caught.value).split()[1]).state == states.FAILURE
+        wait_until(lambda: own.ledger.count("regret"), timeout=PATIENCE, what="the errback to have run")
+        own.wait_until_empty()
+    assert own.ledger.count("regret") == {result.id: 1}
 
 
 @pytest.mark.chaos

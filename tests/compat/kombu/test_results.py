@@ -6,7 +6,10 @@ import contextlib
 import threading
 
 import pytest
-from celery import Celery
+from celery import Celery, states
+from celery.app.task import Context
+from celery.exceptions import ChordError
+from celery.result import AsyncResult, GroupResult
 
 from tests.support.celeries import url_of
 
@@ -61,3 +64,59 @@ def test_each_part_of_a_chord_gets_a_number_of_its_own(backend):
     for thread in threads:
         thread.join()
     assert sorted(numbers) == list(range(1, 101))
+
+
+@pytest.mark.parametrize("when", ["before it is asked for", "before the first look", "between two looks"])
+def test_a_chord_raises_what_its_part_raised(backend, when):
+    """`get()` of the body, whenever part and body fail: Celery says the body failed with a ChordError, and looks at the parts before that."""
+    part = AsyncResult("part", backend=backend, app=backend.app)
+    body = AsyncResult("body", backend=backend, app=backend.app, parent=GroupResult("parts", [part], app=backend.app))
+
+    def fail():
+        backend.store_result("part", KeyError("no such apple"), states.FAILURE)
+        backend.store_result("body", ChordError("Dependency part raised KeyError('no such apple')"), states.FAILURE)
+
+    look, looks = backend.get_task_meta, []
+
+    def looks_at(task_id, **options):
+        looks.append(task_id)
+        if (when, looks) in (("before the first look", ["part", "body"]), ("between two looks", ["part", "body", "part", "body"])):
+            fail()
+        return look(task_id, **options)
+
+    backend.get_task_meta = looks_at
+    if when == "before it is asked for":
+        fail()
+    with pytest.raises(KeyError, match="no such apple"):
+        body.get(timeout=5, interval=0.01)
+    with pytest.raises(ChordError, match="Dependency part raised"):
+        body.get(timeout=5, follow_parents=False)
+    assert isinstance(body.result, ChordError)
+
+
+@pytest.mark.parametrize("failed", [["two"], ["three", "two"], ["two", "three"]])
+def test_a_failed_chord_names_its_first_failed_part(backend, failed, connection):
+    """In the header's order, groups within it included, in whatever order they failed; and nothing of its counts is left."""
+    app = backend.app
+    one, two, three = (AsyncResult(name, backend=backend, app=app) for name in ("one", "two", "three"))
+    GroupResult("parts", [one, GroupResult("inner", [two], app=app), three], app=app).save(backend=backend)
+    backend.set_chord_size("parts", 3)
+    body = app.signature("total", task_id="body")
+    for name in (*failed, *({"one", "two", "three"} - {*failed})):
+        state = states.FAILURE if name in failed else states.SUCCESS
+        result = KeyError(name) if name in failed else 1
+        backend.store_result(name, result, state)
+        assert backend.get_state("body") == states.PENDING
+        backend.on_chord_part_return(Context(id=name, group="parts", chord=body), state, result)
+    assert backend.get_state("body") == states.FAILURE
+    assert str(backend.get_result("body")) == "Dependency two raised KeyError('two')"
+    left = "SELECT key FROM jobrunner.broker_results WHERE key NOT LIKE 'celery-task-meta-%'"
+    assert connection.execute(left).fetchall() == []
+
+
+def test_what_is_called_between_looks_is_called_for_a_result_that_is_there(backend):
+    """At least once, as with Redis."""
+    backend.store_result("1", 5, states.SUCCESS)
+    calls: list[str] = []
+    assert AsyncResult("1", backend=backend, app=backend.app).get(timeout=5, on_interval=lambda: calls.append("look")) == 5
+    assert calls == ["look"]
