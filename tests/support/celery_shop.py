@@ -39,6 +39,12 @@ def total(numbers: list[int]) -> int:
     return sum(numbers)
 
 
+@app.task
+def echo(values: list[int]) -> list[int]:
+    """Give back what came in."""
+    return values
+
+
 @app.task(bind=True)
 def adds_parts(self, numbers: list[int]) -> int:
     """A part of a chord that adds parts to it while it runs."""

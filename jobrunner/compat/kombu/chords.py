@@ -14,6 +14,7 @@ from celery import maybe_signature, states
 from celery.backends.base import KeyValueStoreBackend
 from celery.exceptions import ChordError
 from celery.result import AsyncResult, GroupResult
+from celery.utils.functional import regen
 from kombu.utils.encoding import bytes_to_str
 
 if TYPE_CHECKING:
@@ -21,11 +22,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DONE, _SIZE, _ADDED, _FAILED = _NAMES = ".done", ".size", ".added", ".failed"  # behind the key of the chord
+_DONE, _SIZE, _ADDED, _FAILED, _PART = _NAMES = ".done", ".size", ".added", ".failed", ".part"  # behind the key of the chord
+_UNROLLED = "jobrunner_unrolled"  # on the body, which goes with every part: nobody has written down which parts there are
+_GENERATED = type(regen(iter(())))  # what Celery makes of a generator
 
 
 class ChordBackend(KeyValueStoreBackend):  # type: ignore[misc]  # Celery has no types
     """Counts parts. `incr`, `get`, `mget`, `set`, `delete` and `expire` are the store's."""
+
+    def _apply_chord_incr(self, header_result_args: tuple[str, Any], body: Any, **kwargs: Any) -> None:
+        """Write down which parts there are; those of a generator do so themselves, for it is read as they are sent and not before."""
+        if isinstance(header_result_args[1], _GENERATED):
+            body[_UNROLLED] = True
+        else:
+            body.pop(_UNROLLED, None)
+            super()._apply_chord_incr(header_result_args, body, **kwargs)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """How many parts there are; Celery says so before it sends the last one, so whoever counts that one finds it."""
@@ -43,23 +54,25 @@ class ChordBackend(KeyValueStoreBackend):  # type: ignore[misc]  # Celery has no
             return
         if state in states.PROPAGATE_STATES:
             self.set(self._chord_key(group_id, _FAILED), "1")
+        own = self._write_down(request, group_id) if (request.chord or {}).get(_UNROLLED) else []
         done = self.incr(self._chord_key(group_id, _DONE))
-        counts = self.mget([self._chord_key(group_id, name) for name in (_SIZE, _ADDED, _FAILED)])
-        size, more, failed = (int(found or 0) for found in counts)
+        counts = self.mget([self._chord_key(group_id, name) for name in (_SIZE, _ADDED, _FAILED, _PART)])
+        size, more, failed, written = (int(found or 0) for found in counts)
         if not size or done < size + more:
-            self._keep(request, group_id, [_DONE, _SIZE, *([_ADDED] if more else []), *([_FAILED] if failed else [])])
+            self._keep(request, group_id, [_DONE, _SIZE, *([_ADDED] if more else []), *([_FAILED] if failed else []), *own])
             return
         if done > size + more:  # a part that ran twice: the body is sent already
             return
+        parts = [self._chord_key(group_id, f"{_PART}.{number}") for number in range(1, written + 1)]
         added = [self._chord_key(group_id, f"{_ADDED}.{number}") for number in range(1, more + 1)]
-        if added:
-            self._save_added(group_id, [bytes_to_str(found) for found in self.mget(added) if found])
+        if parts or added:
+            self._save_parts(group_id, self._values(parts) if parts else None, self._values(added))
         try:
             if not failed or not self._fail(request, group_id):
                 request.chord["chord_size"] = 1  # Celery's own count begins now, and is complete at once
                 super().on_chord_part_return(request, state, result, **kwargs)
         finally:
-            for key in (*(self._chord_key(group_id, name) for name in _NAMES), *added):
+            for key in (*(self._chord_key(group_id, name) for name in _NAMES), *added, *parts):
                 self.delete(key)
 
     def _fail(self, request: Any, group_id: str) -> bool:
@@ -79,11 +92,29 @@ class ChordBackend(KeyValueStoreBackend):  # type: ignore[misc]  # Celery has no
                 return True
         return False
 
-    def _save_added(self, group_id: str, task_ids: Sequence[str]) -> None:
-        group = GroupResult.restore(group_id, backend=self, app=self.app)
-        if group is not None:
-            results = [*group.results, *(AsyncResult(task_id, backend=self, app=self.app) for task_id in task_ids)]
-            self.save_group(group_id, GroupResult(group_id, results, app=self.app))
+    def _write_down(self, request: Any, group_id: str) -> list[str]:
+        """That there is this part, and its place; gives the names of what is kept of that."""
+        index = request.group_index
+        number = self.incr(self._chord_key(group_id, _PART))
+        self.set(self._chord_key(group_id, f"{_PART}.{number}"), f"{'inf' if index is None else index} {request.id}")
+        return [_PART, f"{_PART}.{number}"]
+
+    def _save_parts(self, group_id: str, written: Sequence[str] | None, added: Sequence[str]) -> None:
+        """Write down the whole group: what stands there, or what its parts have written, and what was added."""
+        if written is None:
+            group = GroupResult.restore(group_id, backend=self, app=self.app)
+            results = [] if group is None else [*group.results]
+        else:
+            parts = sorted((found.split(" ", 1) for found in written), key=lambda part: float(part[0]))
+            results = [self._result(task_id) for task_id in dict.fromkeys(task_id for _, task_id in parts) if task_id not in added]
+        if results:
+            self.save_group(group_id, GroupResult(group_id, [*results, *map(self._result, added)], app=self.app))
+
+    def _values(self, keys: Sequence[Any]) -> list[str]:
+        return [bytes_to_str(found) for found in self.mget(keys) if found] if keys else []
+
+    def _result(self, task_id: str) -> AsyncResult:
+        return AsyncResult(task_id, backend=self, app=self.app)
 
     def _keep(self, request: Any, group_id: str, names: Sequence[str]) -> None:
         """A chord that takes longer than results are kept goes on: what it has so far is kept from now on."""

@@ -49,6 +49,31 @@ def test_a_chord_waits_for_groups_in_its_group(shop):
     assert own.rows("SELECT key FROM jobrunner.broker_results WHERE key LIKE 'chord-unlock-%done'") == []
 
 
+def test_a_chord_of_a_generator_is_sent_as_it_is_made(shop):
+    """The first parts run before the last one is made, as with Redis; results come in the generator's order, and failures are told."""
+    own = shop()
+    sell = functools.partial(own.app.signature, f"{MODULE}.sell", immutable=True)
+
+    def header(last):
+        yield sell(args=(1, 0.5))
+        yield sell(args=(2,))
+        yield sell(args=(3,))
+        yield own.app.signature(f"{MODULE}.adds_parts", args=([7],))
+        own.ledger.wait_for_ends(1, PATIENCE)
+        yield last
+
+    with celery_worker(own, "one", "-c", "2"):
+        done = chord(header(sell(args=(4,))), app=own.app)(own.app.signature(f"{MODULE}.echo"))
+        assert done.get(timeout=PATIENCE) == [1, 2, 3, 0, 4, 7]
+        failed = chord(header(own.app.signature(f"{MODULE}.divide", args=(1, 0))), app=own.app)(own.app.signature(TOTAL))
+        with pytest.raises(ZeroDivisionError):
+            failed.get(timeout=PATIENCE)
+        with pytest.raises(ChordError, match=r"^Dependency \S+ raised ZeroDivisionError"):
+            failed.get(timeout=PATIENCE, follow_parents=False)
+        counts = "SELECT key FROM jobrunner.broker_results WHERE key NOT LIKE 'celery-task-meta-%'"
+        wait_until(lambda: own.rows(counts) == [], timeout=PATIENCE, what="the counts to be gone")
+
+
 @pytest.mark.parametrize("parts", ["a task", "a chain", "a group"])
 def test_a_chord_fails_with_what_its_part_raised(shop, parts):
     """As with Redis: `get()` raises the part's own exception, the body's result says which part it was, and its errback runs once."""
