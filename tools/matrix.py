@@ -35,6 +35,7 @@ OF_CELERY = (
         for name in (
             "test_an_app_runs_by_changing_its_url",
             "test_a_chord_fails_with_what_its_part_raised", "test_a_chord_waits_for_groups_in_its_group",
+            "test_a_chord_of_a_generator_is_sent_as_it_is_made",
             "test_nothing_is_lost_or_doubled_by_kill_9", "test_an_eta_waits_in_the_database",
             "test_remote_control_answers", "test_an_expired_task_is_revoked_and_not_dropped",
         )

@@ -35,8 +35,9 @@ BROKER_CALLS: dict[str, dict[str, Any]] = {
     "broker_sweep_orphans": {"most": 100},
     "broker_set_result": {"key": "celery-task-meta-1", "value": "done", "ttl_ms": 60_000},
     "broker_get_results": {"keys": ["celery-task-meta-1", "celery-task-meta-2"]},
-    "broker_delete_result": {"key": "celery-task-meta-1"},
+    "broker_delete_result": {"keys": ["celery-task-meta-1", "celery-task-meta-2"]},
     "broker_count_result": {"key": "chord-unlock-1", "ttl_ms": 60_000},
+    "broker_count_part": {"key": "chord-unlock-2", "part": "chord-unlock-2.1", "ttl_ms": 60_000},
     "broker_expire_result": {"key": "celery-task-meta-1", "ttl_ms": 60_000},
     "broker_sweep_results": {"most": 100},
 }

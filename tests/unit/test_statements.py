@@ -213,8 +213,9 @@ def test_the_broker_passes_what_the_files_ask_for():
     broker.sweep()
     results.get(["k"])
     results.set("k", b"v", None)
-    results.delete("k")
+    results.delete(["k"])
     results.count("k", None)
+    results.count_part("k", "p", None)
     results.expire("k", None)
     assert set(link.given) == {name for name in statements.names() if name.startswith("broker_")}
     assert {name: names for name, names in link.given.items() if names != statements.parameters(name)} == {}

@@ -187,13 +187,17 @@ class Results:
         """Store a value."""
         self._run("broker_set_result", {"key": key, "value": value, "ttl_ms": ttl_ms})
 
-    def delete(self, key: str) -> None:
-        """Forget a value."""
-        self._run("broker_delete_result", {"key": key})
+    def delete(self, keys: Sequence[str]) -> None:
+        """Forget values."""
+        self._run("broker_delete_result", {"keys": list(keys)})
 
     def count(self, key: str, ttl_ms: int | None) -> int:
         """Add one to the number under a key; gives it."""
         return int(self._run("broker_count_result", {"key": key, "ttl_ms": ttl_ms})[0][0])
+
+    def count_part(self, key: str, part: str, ttl_ms: int | None) -> int:
+        """Add one to the number under a key unless that was done for this part; gives it."""
+        return int(self._run("broker_count_part", {"key": key, "part": part, "ttl_ms": ttl_ms})[0][0])
 
     def expire(self, key: str, ttl_ms: int | None) -> None:
         """How long from now on a value is kept."""

@@ -28,7 +28,7 @@ _GENERATED = type(regen(iter(())))  # what Celery makes of a generator
 
 
 class ChordBackend(KeyValueStoreBackend):  # type: ignore[misc]  # Celery has no types
-    """Counts parts. `incr`, `get`, `mget`, `set`, `delete` and `expire` are the store's."""
+    """Counts parts. `incr`, `incr_by`, `get`, `mget`, `set`, `delete`, `mdelete` and `expire` are the store's."""
 
     def _apply_chord_incr(self, header_result_args: tuple[str, Any], body: Any, **kwargs: Any) -> None:
         """Write down which parts there are; those of a generator do so themselves, for it is read as they are sent and not before."""
@@ -39,8 +39,13 @@ class ChordBackend(KeyValueStoreBackend):  # type: ignore[misc]  # Celery has no
             super()._apply_chord_incr(header_result_args, body, **kwargs)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """How many parts there are; Celery says so before it sends the last one, so whoever counts that one finds it."""
-        self.set(self._chord_key(group_id, _SIZE), str(chord_size))
+        """How many parts there are; Celery says so before it sends the last one, so whoever counts that one finds it.
+
+        Celery before 5.7 says it again, and less, when a group inside of the group is sent: what was said first holds.
+        """
+        key = self._chord_key(group_id, _SIZE)
+        if self.get(key) is None:
+            self.set(key, str(chord_size))
 
     def add_to_chord(self, chord_id: str, result: AsyncResult) -> None:
         """One part more, which a part that is not done yet is about to send: `Task.add_to_chord`. Its result comes behind the others."""
@@ -48,37 +53,39 @@ class ChordBackend(KeyValueStoreBackend):  # type: ignore[misc]  # Celery has no
         self.set(self._chord_key(chord_id, f"{_ADDED}.{number}"), result.id)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
-        """A part is done: when it was the last one, have Celery join them all and send the body."""
+        """A part is done: when it was the last one, have Celery join them all and send the body.
+
+        A part that runs twice is one part: all that it finds done may be what a process did not live to join, else the size is gone.
+        """
         group_id = request.group
         if not group_id:
             return
         if state in states.PROPAGATE_STATES:
             self.set(self._chord_key(group_id, _FAILED), "1")
         own = self._write_down(request, group_id) if (request.chord or {}).get(_UNROLLED) else []
-        done = self.incr(self._chord_key(group_id, _DONE))
+        done = self.incr_by(self._chord_key(group_id, _DONE), self._chord_key(group_id, f"{_DONE}.{request.id}"))
         counts = self.mget([self._chord_key(group_id, name) for name in (_SIZE, _ADDED, _FAILED, _PART)])
         size, more, failed, written = (int(found or 0) for found in counts)
         if not size or done < size + more:
             self._keep(request, group_id, [_DONE, _SIZE, *([_ADDED] if more else []), *([_FAILED] if failed else []), *own])
             return
-        if done > size + more:  # a part that ran twice: the body is sent already
-            return
         parts = [self._chord_key(group_id, f"{_PART}.{number}") for number in range(1, written + 1)]
         added = [self._chord_key(group_id, f"{_ADDED}.{number}") for number in range(1, more + 1)]
         if parts or added:
             self._save_parts(group_id, self._values(parts) if parts else None, self._values(added))
+        group = GroupResult.restore(group_id, backend=self, app=self.app)
+        members = [] if group is None else [*_parts_of(group)]
         try:
-            if not failed or not self._fail(request, group_id):
+            if not failed or not self._fail(request, group, members):
                 request.chord["chord_size"] = 1  # Celery's own count begins now, and is complete at once
                 super().on_chord_part_return(request, state, result, **kwargs)
         finally:
-            for key in (*(self._chord_key(group_id, name) for name in _NAMES), *added, *parts):
-                self.delete(key)
+            names = (*_NAMES, *(f"{_DONE}.{part.id}" for part in members))
+            self.mdelete([*(self._chord_key(group_id, name) for name in names), *added, *parts])
 
-    def _fail(self, request: Any, group_id: str) -> bool:
+    def _fail(self, request: Any, group: GroupResult, members: Sequence[AsyncResult]) -> bool:
         """Have Celery fail the body for the first part that failed, in the header's order; gives whether one is there still."""
-        group = GroupResult.restore(group_id, backend=self, app=self.app)
-        for part in _parts_of(group) if group is not None else ():
+        for part in members:
             meta = self.get_task_meta(part.id)
             if meta["status"] in states.PROPAGATE_STATES:
                 raised = meta["result"]
@@ -86,7 +93,7 @@ class ChordBackend(KeyValueStoreBackend):  # type: ignore[misc]  # Celery has no
                 try:
                     raise error from (raised if isinstance(raised, BaseException) else None)
                 except ChordError:
-                    logger.exception("Chord %r raised", group_id)
+                    logger.exception("Chord %r raised", request.group)
                     self.chord_error_from_stack(maybe_signature(request.chord, app=self.app), error)
                 group.delete(backend=self)
                 return True

@@ -67,11 +67,19 @@ class Backend(ChordBackend):
 
     def delete(self, key: str | bytes) -> None:
         """Forget a value."""
-        self._patiently(lambda: self._results.delete(bytes_to_str(key)))
+        self.mdelete([key])
+
+    def mdelete(self, keys: Sequence[str | bytes]) -> None:
+        """Forget values."""
+        self._patiently(lambda: self._results.delete([bytes_to_str(key) for key in keys]))
 
     def incr(self, key: str | bytes) -> int:
-        """Add one to a chord's counter. Not tried again after a lost answer: a part would count twice."""
+        """Add one to a number. Not tried again after a lost answer: it would count twice."""
         return self._results.count(bytes_to_str(key), self._ttl_ms(self.expires))
+
+    def incr_by(self, key: str | bytes, part: str | bytes) -> int:
+        """Add one to a number, once for each part, whatever runs or is tried again."""
+        return self._patiently(lambda: self._results.count_part(bytes_to_str(key), bytes_to_str(part), self._ttl_ms(self.expires)))
 
     def expire(self, key: str | bytes, value: float | None) -> None:
         """Keep a value for so many seconds from now on."""

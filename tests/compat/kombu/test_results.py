@@ -114,6 +114,40 @@ def test_a_failed_chord_names_its_first_failed_part(backend, failed, connection)
     assert connection.execute(left).fetchall() == []
 
 
+def test_a_part_that_runs_twice_is_one_part(backend, connection):
+    """Its second run neither completes the chord nor, after the end, begins it anew; what a process did not live to join it joins."""
+    app = backend.app
+    sent: list[list[int]] = []
+
+    @app.task(name="total", shared=False)
+    def total(numbers):
+        raise AssertionError(numbers)
+
+    total.apply_async = lambda args, *_, **__: sent.append(args[0])
+    results = [AsyncResult(name, backend=backend, app=app) for name in ("one", "two")]
+    body = app.signature("total", task_id="body")
+    backend.apply_chord(("parts", results), body)
+    backend.set_chord_size("parts", 2)
+
+    def end(name, value):
+        backend.store_result(name, value, states.SUCCESS)
+        backend.on_chord_part_return(Context(id=name, group="parts", chord=body), states.SUCCESS, value)
+
+    end("one", 1)
+    end("one", 1)
+    assert (sent, backend.get_state("body")) == ([], states.PENDING)
+    restored, backend.restore_group = backend.restore_group, lambda *_, **__: 1 / 0  # a process that dies as it begins to join
+    with pytest.raises(ZeroDivisionError):
+        end("two", 2)
+    backend.restore_group = restored
+    end("two", 2)
+    assert sent == [[1, 2]]
+    left = "SELECT key FROM jobrunner.broker_results WHERE key NOT LIKE 'celery-task-meta-%'"
+    assert connection.execute(left).fetchall() == []
+    end("two", 2)
+    assert sent == [[1, 2]]
+
+
 def test_what_is_called_between_looks_is_called_for_a_result_that_is_there(backend):
     """At least once, as with Redis."""
     backend.store_result("1", 5, states.SUCCESS)
