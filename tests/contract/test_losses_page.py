@@ -16,6 +16,10 @@ from bench.losses import ORDER, OURS, PLACE, TRANSACTIONAL
 from tools import losses
 
 ROOT = Path(__file__).resolve().parents[2]
+IN_THE_README = {
+    "**Jobrunner** 0.1": ["jobrunner"], "Celery 5.7": ["celery_redis", "celery_redis_late"], "RQ 3.0": ["rq"], "Huey 3.5": ["huey_postgres"],
+    "Procrastinate 3.10": ["procrastinate"], "PgQueuer 1.6": ["pgqueuer"], "Oban for Python 0.7": ["oban"],
+}  # fmt: skip
 KINDS = 5  # of peers at least that have an environment of their own
 
 
@@ -32,6 +36,20 @@ def test_the_committed_measurement_is_whole_and_ours_has_no_fault_in_it():
     assert report.faults(document) == []
     for entry in document["contenders"].values():
         assert entry.get("absent") or all(set(round_) == {"kill", "long", "later", "rollback"} for round_ in entry["rounds"]), entry["title"]
+
+
+def test_the_readme_has_the_figures_that_were_measured():
+    """Its table beside others says of each what the committed measurement of the kill says, of that version."""
+    measured = report.read(losses.MEASURED)["contenders"]
+    rows = [line.strip("| ").split(" | ") for line in (ROOT / "README.md").read_text().partition("## Beside others")[2].splitlines() if "|" in line]
+    cells = {row[0]: row[-1] for row in rows[2:]}
+    assert list(cells) == list(IN_THE_README)
+    for row, names in IN_THE_README.items():
+        kills = [measured[name]["rounds"][0]["kill"] for name in names]
+        assert re.findall(r"\d+ / \d+ / \d+", cells[row]) == [f"{kill['lost']} / {kill['stuck']} / {kill['doubled']}" for kill in kills], row
+        name, _, version = row.replace("*", "").replace(" for Python", "").rpartition(" ")
+        versions = {key.lower(): value for key, value in measured[names[0]]["versions"].items()}
+        assert versions[{"jobrunner": "jobrunner-pg"}.get(name.lower(), name.lower())].startswith(version), row
 
 
 def test_a_page_without_a_measurement_claims_nothing(tmp_path):
