@@ -252,6 +252,8 @@ class Link(threading.Thread):
         """Nothing is left to write. The rare steps are for a database that answers; others take them as well."""
         tidy = self._tidy and self._outage_since is None
         try:
+            if self._held and self._outage_since is None:
+                self._give_back(self._connected())
             self._chores.leave(self._connected if tidy else None)
         except (psycopg.Error, DatabaseUnreachable, OSError) as error:
             logger.warning("upkeep broken off; others take it up", extra={"error": type(error).__name__})
@@ -359,6 +361,12 @@ class Link(threading.Thread):
         unknown = [held for held in store.held_jobs(self.worker_id) if self._held.get(held.id) != held.lease]
         if unknown:
             self.finisher.write(store, [Unsuccessful(Ending.RELEASE, held.id, held.lease) for held in unknown])
+
+    def _give_back(self, store: Store) -> None:
+        """What a claim brought that was under way when the main loop ended: nobody has taken that in, and this worker is no more."""
+        late = [held for held in store.held_jobs(self.worker_id) if self._held.get(held.id) == held.lease]
+        if late:
+            self.finisher.write(store, [Unsuccessful(Ending.RELEASE, held.id, held.lease) for held in late])
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -194,3 +194,24 @@ def test_a_cancelled_job_outlives_its_worker_no_more(dsn, ledger, never):
         worker.kill()
     with workers(dsn, ledger.path, "-c", "1", app=APP):
         wait_for_states(dsn, 20, cancelled=2)
+
+
+def test_a_claim_that_is_under_way_is_given_back(dsn, ledger, never):
+    """A worker told to stop while the database is at its claim does not leave with jobs that it never took in: they wait for another one."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("CREATE FUNCTION public.dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NEW; END'")
+        try:
+            connection.execute(
+                "CREATE TRIGGER dawdle BEFORE UPDATE ON jobrunner.jobs FOR EACH ROW"
+                " WHEN (OLD.state = 'queued' AND NEW.state = 'running') EXECUTE FUNCTION public.dawdle()"
+            )
+            insert(dsn, "cooperative", 1, f"jsonb_build_object('gate', '{never}')")
+            claiming = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+            with workers(dsn, ledger.path, *WAYS["process"], app=APP) as [worker]:
+                wait_until(lambda: connection.execute(claiming).fetchone() == (1,), timeout=30, what="the claim")
+                assert worker.stop() == 0
+        finally:
+            connection.execute("DROP FUNCTION public.dawdle() CASCADE")
+    assert states(dsn) == {"queued": 1}
+    assert rows(dsn, "SELECT attempt, crash_count FROM jobrunner.jobs") == [(0, 0)]
+    assert ledger.count("begin").total() == 0
