@@ -187,8 +187,10 @@ class Evaluator:
                 if (key := id(value.bound.node)) in self._giving:  # one may return itself
                     return None
                 self._giving.add(key)
-                gives = self._outside(self._returned(value))
-                self._giving.discard(key)
+                try:
+                    gives = self._outside(self._returned(value))
+                finally:
+                    self._giving.discard(key)
                 return None if gives is None else Giver(gives)
             case Klass():
                 module = value.bound.scope.module
