@@ -166,7 +166,8 @@ def run_at(value: object) -> datetime | None:
 def ordering_key(value: object) -> str | None:
     """What jobs have in common that run one after the other."""
     if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= MAX_ORDERING_KEY or text_problem(value)):
-        raise ConfigurationError(f"ordering_key={value!r}: expected text of 1 to {MAX_ORDERING_KEY} characters", hint="a message has it as its key")
+        said = f"ordering_key={value!r}: expected text of 1 to {MAX_ORDERING_KEY} characters"
+        raise ConfigurationError(said, hint="a message has it as its key")
     return value
 
 
